@@ -1,0 +1,1 @@
+"""Entry points: they may know Hydra, Slurm and the file system."""

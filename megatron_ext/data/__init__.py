@@ -1,0 +1,1 @@
+"""Where batches come from: preparation, tokenizers, blends, packing, and the ledger."""

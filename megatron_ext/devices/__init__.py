@@ -1,0 +1,1 @@
+"""Where a run runs: CPU over gloo, or CUDA over NCCL."""

@@ -1,0 +1,1 @@
+"""Who is who: sizes of the parallel axes, launch environment, process groups."""

@@ -1,0 +1,136 @@
+"""How a job's ranks are shared out between the parallel axes."""
+
+from dataclasses import dataclass
+
+from megatron_ext.legal import divisors, nearest
+
+
+@dataclass(kw_only=True)
+class ParallelConfig:
+    """Size of each axis, under Megatron's own names. Data parallelism takes what is left."""
+
+    tensor_model_parallel_size: int = 1
+    """Ranks that split each layer's weights (TP). Best kept inside one node."""
+
+    pipeline_model_parallel_size: int = 1
+    """Ranks that each hold a run of consecutive layers (PP)."""
+
+    virtual_pipeline_model_parallel_size: int | None = None
+    """Chunks of layers per pipeline rank (VPP): shrinks the bubble, costs memory and messages."""
+
+    num_layers_in_first_pipeline_stage: int | None = None
+    """Layers of the first stage when it is to be lighter than the rest; None splits evenly."""
+
+    num_layers_in_last_pipeline_stage: int | None = None
+    """Layers of the last stage, which also computes the logits; None splits evenly."""
+
+    context_parallel_size: int = 1
+    """Ranks that each hold a slice of every sequence (CP). Needs Transformer Engine."""
+
+    sequence_parallel: bool = False
+    """Split activations between TP regions along the sequence too. Needs TP > 1."""
+
+    use_distributed_optimizer: bool = False
+    """Share optimizer state over the data-parallel ranks (ZeRO-1): 6 + 12/d bytes a parameter."""
+
+    recompute_granularity: str | None = None
+    """None keeps activations, ``selective`` recomputes attention, ``full`` whole layers."""
+
+    recompute_num_layers: int = 1
+    """Layers per recomputed block when ``recompute_granularity`` is ``full``."""
+
+    overlap_grad_reduce: bool = False
+    """Reduce gradients bucket by bucket during the backward pass."""
+
+    overlap_param_gather: bool = False
+    """Gather parameters during the next forward pass. Needs the distributed optimizer."""
+
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model between them: TP x PP x CP."""
+        tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
+        return tp * pp * self.context_parallel_size
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Copies of the model that ``world_size`` ranks train at once.
+
+        Raises:
+            ValueError: the world size is not a multiple of TP x PP x CP.
+        """
+        tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
+        ranks = self.model_parallel_size()
+        if world_size % ranks:
+            raise ValueError(
+                f"world size {world_size} is not a multiple of tp*pp*cp = "
+                f"{tp}*{pp}*{self.context_parallel_size} = {ranks}: start a multiple of {ranks} "
+                f"ranks (launch.nproc or slurm.nodes), or lower one of "
+                f"parallel.{{tensor_model,pipeline_model,context}}_parallel_size."
+            )
+        return world_size // ranks
+
+    def layers_per_stage(self, num_layers: int) -> list[int]:
+        """Layers on each pipeline stage, first to last.
+
+        Raises:
+            ValueError: the layers do not divide over the stages (and their virtual chunks).
+        """
+        stages = self.pipeline_model_parallel_size
+        first, last = (
+            self.num_layers_in_first_pipeline_stage,
+            self.num_layers_in_last_pipeline_stage,
+        )
+        rest, middle = num_layers - (first or 0) - (last or 0), stages
+        middle -= (first is not None) + (last is not None)
+        if middle < 0 or rest < 0 or (middle == 0 and rest):
+            raise ValueError(
+                f"parallel.num_layers_in_first/last_pipeline_stage={first}/{last} leave {rest} of "
+                f"model.num_layers={num_layers} layers for {middle} middle stages."
+            )
+        if middle and rest % middle:
+            raise ValueError(
+                f"model.num_layers={num_layers} does not divide over "
+                f"parallel.pipeline_model_parallel_size={stages} stages "
+                f"({rest} layers / {middle} stages): use {nearest(divisors(rest), middle)} stages, "
+                f"or set parallel.num_layers_in_first_pipeline_stage."
+            )
+        each = rest // middle if middle else 0
+        layers = [first] if first is not None else []
+        layers += [each] * middle
+        layers += [last] if last is not None else []
+        chunks = self.virtual_pipeline_model_parallel_size or 1
+        if any(n % chunks for n in layers):
+            raise ValueError(
+                f"parallel.virtual_pipeline_model_parallel_size={chunks} does not divide the "
+                f"{layers} layers of the stages: use {nearest(divisors(each), chunks)}."
+            )
+        return layers
+
+    def check(self) -> None:
+        """Refuse sizes that no model could use.
+
+        Raises:
+            ValueError: naming the dotted key, the rule and the way out.
+        """
+        for axis in ("tensor_model", "pipeline_model", "context"):
+            size = getattr(self, f"{axis}_parallel_size")
+            if size < 1:
+                raise ValueError(f"parallel.{axis}_parallel_size={size} must be at least 1.")
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            raise ValueError(
+                "parallel.sequence_parallel=true needs parallel.tensor_model_parallel_size of at "
+                "least 2 (it is 1): set parallel.sequence_parallel=false, or raise TP."
+            )
+        if self.virtual_pipeline_model_parallel_size and self.pipeline_model_parallel_size == 1:
+            raise ValueError(
+                f"parallel.virtual_pipeline_model_parallel_size="
+                f"{self.virtual_pipeline_model_parallel_size} needs "
+                f"parallel.pipeline_model_parallel_size of at least 2 (it is 1)."
+            )
+        if self.overlap_param_gather and not self.use_distributed_optimizer:
+            raise ValueError(
+                "parallel.overlap_param_gather=true needs parallel.use_distributed_optimizer=true."
+            )
+        if self.recompute_granularity not in (None, "selective", "full"):
+            raise ValueError(
+                f"parallel.recompute_granularity={self.recompute_granularity} is not one of null, "
+                f"selective, full."
+            )

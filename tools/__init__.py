@@ -1,0 +1,1 @@
+"""One-shot programs: each makes one thing from another and exits."""

@@ -1,0 +1,1 @@
+"""Measurements: ratios of two sides in one run, both printed."""
