@@ -1,0 +1,1 @@
+"""Why runs stop, and what follows: stop requests, outcomes, failure classes, policy, watchers."""
