@@ -77,6 +77,12 @@ class ScheduleConfig:
     decay_tokens: int = 0
     """Length of the decay of ``wsd``, and of the linear cooldown of ``stablelm2``."""
 
+    decay_start_tokens: int | None = None
+    """Where that decay starts; None lets it end with the horizon (wsd) or phase (stablelm2)."""
+
+    cooldown_lr: float = 0.0
+    """Rate at which the linear cooldown of ``stablelm2`` ends."""
+
     cosine_fraction: float = 0.25
     """Share of the horizon that ``stablelm2`` follows the cosine before the inverse root."""
 
@@ -90,6 +96,8 @@ class ScheduleConfig:
             raise unknown_choice(f"{key}.name", self.name, SCHEDULES)
         if self.decay not in DECAYS:
             raise unknown_choice(f"{key}.decay", self.decay, DECAYS)
-        for name in ("warmup_tokens", "decay_tokens"):
-            if getattr(self, name) < 0:
+        for name in ("warmup_tokens", "decay_tokens", "decay_start_tokens", "cooldown_lr"):
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{key}.{name}={getattr(self, name)} must not be negative.")
+        if self.horizon_tokens is not None and self.horizon_tokens < 1:
+            raise ValueError(f"{key}.horizon_tokens={self.horizon_tokens} must be at least 1.")
