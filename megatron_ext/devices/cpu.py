@@ -1,0 +1,216 @@
+"""Everything that is put in place of CUDA so that the megatron-core 0.16.1 wheel trains on gloo.
+
+Entered once, on machines without a GPU only. Each substitution replaces one named place; nothing
+intercepts operators, so a training step costs what it costs. docs/cpu_backend.md lists them.
+"""
+
+import contextlib
+import importlib
+import types
+from collections.abc import Iterable, Iterator
+from functools import cache, wraps
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+
+MODULES_NAMING_CUDA = (
+    "megatron.core.dist_checkpointing.exchange_utils",  # receive buffers of parallel loading
+    "megatron.core.dist_checkpointing.strategies.state_dict_saver",  # "did all ranks plan alike"
+    "megatron.core.distributed.param_and_grad_buffer",  # gradient and parameter buffers
+    "megatron.core.optimizer.clip_grads",  # norm and zero-count accumulators
+    "megatron.core.optimizer.grad_scaler",  # loss scale
+    "megatron.core.optimizer.optimizer",  # overflow flags
+    "megatron.core.pipeline_parallel.schedules",  # token counter, autocast
+    "megatron.core.rerun_state_machine",  # NaN vote
+    "megatron.core.tensor_parallel.data",  # broadcast of a batch over TP
+    "megatron.core.transformer.utils",  # default causal mask
+    "megatron.core.utils",  # parameter norms and hashes
+)
+"""Modules that spell ``device="cuda"`` out; they see a ``torch`` whose factories ignore it."""
+
+IMPORTED_WARNING = ("distributed", "inference.contexts", "models.backends")
+"""Imported here because they warn on import, and device.start() expects the warnings here."""
+
+FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros")
+
+
+@cache
+def enter() -> None:
+    """Put every substitution in place. Safe to call again; imports megatron.core."""
+    # First, because torch._dynamo, which Megatron imports, files torch.cuda functions by identity.
+    for name in ("models.gpt", "optimizer", "dist_checkpointing", *IMPORTED_WARNING):
+        importlib.import_module(f"megatron.core.{name}")
+    _replace_the_cuda_runtime()
+    _replace_literal_devices()
+    _replace_random_states()
+    _replace_type_names()
+    _replace_gradient_clipping()
+
+
+def pipeline_options() -> dict[str, Any]:
+    """TransformerConfig fields that gloo needs: it has no batched isend and irecv."""
+    return {"batch_p2p_comm": False, "batch_p2p_sync": False}
+
+
+def _replace_the_cuda_runtime() -> None:
+    """Calls into the CUDA runtime that would raise here.
+
+    ``current_device`` is where Megatron allocates rotary frequencies, collective outputs, pipeline
+    receive buffers and optimizer shards. Streams and events order work that a CPU does in order
+    anyway; profiler ranges and synchronisation have nothing to name or wait for.
+    """
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: CPU
+    cuda.set_device = _nothing
+    cuda.synchronize = _nothing
+    cuda.empty_cache = _nothing
+    cuda.is_current_stream_capturing = lambda: False
+    cuda.Stream, cuda.Event = torch.cpu.Stream, torch.Event
+    cuda.stream, cuda.current_stream = torch.cpu.stream, torch.cpu.current_stream
+    cuda.default_stream = torch.cpu.current_stream
+    cuda.nvtx.range_push = cuda.nvtx.range_pop = _nothing
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+
+
+def _replace_literal_devices() -> None:
+    """``device="cuda"`` written out in a module: swap that module's ``torch``, not torch itself."""
+    on_cpu = _TorchOnCpu()
+    for name in MODULES_NAMING_CUDA:
+        importlib.import_module(name).torch = on_cpu  # type: ignore[attr-defined]
+
+
+class _TorchOnCpu(types.ModuleType):
+    """``torch`` as the modules above see it."""
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+        for name in FACTORIES:
+            setattr(self, name, _on_cpu(getattr(torch, name)))
+        self.autocast = _on_cpu(torch.autocast)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _on_cpu(factory: Any) -> Any:
+    @wraps(factory)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = CPU
+        if args and args[0] == "cuda" and isinstance(args[0], str):
+            args = ("cpu", *args[1:])
+        return factory(*args, **kwargs)
+
+    return made
+
+
+def _replace_random_states() -> None:
+    """The RNG tracker keeps states of the CUDA generator: here, of the CPU's.
+
+    Megatron's own ``fork`` watches the CPU generator and logs when it moves inside a CUDA region.
+    With one generator for both it always moves, so ``fork`` is written again without the watch.
+    """
+    from megatron.core.tensor_parallel import random
+
+    torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
+    for space in (torch.cuda, torch.cuda.random):
+        space.get_rng_state = lambda device="cuda": torch.get_rng_state()  # type: ignore[attr-defined]
+        space.set_rng_state = (  # type: ignore[attr-defined]
+            lambda state, device="cuda": torch.set_rng_state(state)
+        )
+    random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    random.CudaRNGStatesTracker.fork = _fork
+
+
+@contextlib.contextmanager
+def _fork(tracker: Any, name: str = "model-parallel-rng") -> Iterator[None]:
+    """Draw from the stream called ``name``, then return to the one before."""
+    if name not in tracker.states_:
+        raise KeyError(f"RNG state {name} was never added")
+    outside = torch.get_rng_state()
+    torch.set_rng_state(tracker.states_[name])
+    try:
+        yield
+    finally:
+        tracker.states_[name] = torch.get_rng_state()
+        torch.set_rng_state(outside)
+
+
+def _replace_type_names() -> None:
+    """The optimizers sort parameters by ``param.type() == 'torch.cuda.FloatTensor'``.
+
+    ``Tensor.type`` answers with the CUDA name while they are built, and only then.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
+
+    for optimizer in (DistributedOptimizer, Float16OptimizerWithFloat16Params):
+        optimizer.__init__ = _with_cuda_type_names(optimizer.__init__)
+
+
+def _with_cuda_type_names(function: Any) -> Any:
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        plain = torch.Tensor.type
+
+        def named(self: torch.Tensor, *to: Any, **options: Any) -> Any:
+            name = plain(self, *to, **options)
+            return name.replace("torch.", "torch.cuda.") if isinstance(name, str) else name
+
+        torch.Tensor.type = named  # type: ignore[assignment,method-assign]
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.Tensor.type = plain  # type: ignore[method-assign]
+
+    return called
+
+
+def _replace_gradient_clipping() -> None:
+    """The clip asserts CUDA gradients. It, the norm and the master copy also go tensor by tensor
+    through temporaries; torch's foreach operators do the same in place.
+    """
+    from megatron.core.optimizer import clip_grads, optimizer
+
+    clip_grads.clip_grad_by_total_norm_fp32 = _clip
+    optimizer.clip_grad_by_total_norm_fp32 = _clip
+    clip_grads.l2_norm_impl = _l2_norm
+    optimizer.multi_tensor_scale_impl = _scaled_copy
+
+
+@torch.no_grad()
+def _clip(
+    parameters: torch.Tensor | Iterable[torch.Tensor],
+    max_norm: float,
+    total_norm: float,
+    use_decoupled_grad: bool = False,
+) -> None:
+    """Scale gradients in place so that their global norm is at most ``max_norm``."""
+    if isinstance(parameters, torch.Tensor):
+        parameters = [parameters]
+    name = "decoupled_grad" if use_decoupled_grad else "grad"
+    grads = [grad for p in parameters if (grad := getattr(p, name, None)) is not None]
+    coefficient = max_norm / (total_norm + 1.0e-6)
+    if coefficient < 1.0 and grads:
+        torch._foreach_mul_(grads, coefficient)
+
+
+def _l2_norm(chunk: int, overflow: Any, lists: list[list[torch.Tensor]], per_tensor: bool) -> Any:
+    """Norm of all tensors together, in one pass and without Megatron's temporary list."""
+    norms = torch._foreach_norm(lists[0])
+    return torch.linalg.vector_norm(torch.stack(norms)).reshape(1), None
+
+
+def _scaled_copy(chunk: int, overflow: Any, lists: list[list[torch.Tensor]], scale: float) -> None:
+    """``target = source * scale`` over two lists."""
+    sources, targets = lists
+    torch._foreach_copy_(targets, sources)
+    if scale != 1.0:
+        torch._foreach_mul_(targets, scale)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """What a CPU does when CUDA is told to wait, to switch device or to name a range."""

@@ -1,0 +1,99 @@
+"""Run a function on several CPU ranks, each a fork of this process."""
+
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from megatron_ext.parallel.env import Env
+
+
+class RankFailure(AssertionError):
+    """What the first failing rank said, traceback included."""
+
+
+def run_on_ranks(
+    fn: Callable[..., None], *args: Any, world_size: int, timeout: float = 120.0
+) -> None:
+    """Call ``fn(*args)`` on ``world_size`` forked ranks; the first failure is raised here.
+
+    Ranks meet through a file (``MEETING`` in their environment, which ``env()`` and ``meeting()``
+    read), so that parallel tests never fight over a port, and are forked, so that they inherit
+    what is already imported. No process group exists until ``fn`` starts one.
+
+    Raises:
+        RankFailure: the earliest exception of any rank, or ranks that outlived ``timeout`` seconds.
+    """
+    from megatron_ext.devices import device
+
+    device.start()
+    with tempfile.TemporaryDirectory() as folder:
+        fork = multiprocessing.get_context("fork")
+        ranks = [
+            fork.Process(target=_rank_main, args=(rank, world_size, folder, fn, args), daemon=False)
+            for rank in range(world_size)
+        ]
+        for process in ranks:
+            process.start()
+        alive = _join(ranks, timeout)
+        failures = sorted(Path(folder).glob("failure.*"), key=lambda file: file.stat().st_mtime_ns)
+        if failures:
+            raise RankFailure(failures[0].read_text())
+    if alive:
+        raise RankFailure(f"ranks {alive} were still running after {timeout:g} s")
+    codes = {rank: process.exitcode for rank, process in enumerate(ranks) if process.exitcode}
+    if codes:
+        raise RankFailure(f"ranks died without a word; exit codes by rank: {codes}")
+
+
+def env() -> Env:
+    """The rank that this process is; one rank alone outside run_on_ranks."""
+    return Env.read()
+
+
+def meeting() -> str | None:
+    """Where the ranks of run_on_ranks meet, as an init_method."""
+    return os.environ.get("MEETING")
+
+
+def _join(ranks: list[Any], timeout: float) -> list[int]:
+    """Wait for all ranks; once one fails, give the others 2 s. Returns those that had to go."""
+    deadline = time.monotonic() + timeout
+    waiting = {process.sentinel: process for process in ranks}
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for sentinel in wait(list(waiting), timeout=left):
+            if waiting.pop(sentinel).exitcode:
+                deadline = min(deadline, time.monotonic() + 2.0)
+    late = [rank for rank, process in enumerate(ranks) if process.is_alive()]
+    for rank in late:
+        ranks[rank].kill()
+        ranks[rank].join()
+    return late
+
+
+def _rank_main(rank: int, world_size: int, folder: str, fn: Callable[..., None], args: Any) -> None:
+    import torch
+
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(world_size),
+    )
+    os.environ["MEETING"] = f"file://{folder}/rendezvous"
+    torch.set_num_threads(1)  # or the ranks fight over the cores
+    try:
+        fn(*args)
+    except BaseException:
+        aside = Path(folder) / f".failure.{rank}"
+        aside.write_text(f"rank {rank} of {world_size}:\n{traceback.format_exc()}")
+        aside.rename(Path(folder) / f"failure.{rank}")
+        os._exit(1)
+    from megatron_ext.parallel import groups
+
+    groups.stop()
