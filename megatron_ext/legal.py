@@ -1,5 +1,6 @@
 """Nearest legal values, for the sentence that refuses an impossible one."""
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -26,3 +27,8 @@ def nearest_multiples(of: int, wanted: int) -> str:
 def unknown_choice(key: str, value: object, known: Iterable[str]) -> ValueError:
     """The refusal of a word that no table knows, naming the ones it does."""
     return ValueError(f"{key}={value} is not known: choose one of {', '.join(sorted(known))}.")
+
+
+def nearest_words(typed: str, known: Iterable[str]) -> list[str]:
+    """Up to three known words that look like ``typed``, best first."""
+    return difflib.get_close_matches(typed, list(known), n=3, cutoff=0.5)

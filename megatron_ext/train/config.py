@@ -110,8 +110,8 @@ class LoggingConfig:
     """Steps between lines of progress and of metrics.jsonl."""
 
     tensorboard: bool = True
-    gradient_share: bool = True
-    """Log each layer's share of the squared gradient norm (Index-1.9B's LM-head observation)."""
+    gradient_share_interval: int = 10
+    """Steps between looks at each layer's share of the squared gradient norm; 0 never looks."""
 
     mfu_convention: str = "full"
     """``full`` counts the whole attention square, ``causal`` half of it."""

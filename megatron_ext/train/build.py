@@ -1,0 +1,52 @@
+"""From a run's config to a Trainer: one build function per room, in one order."""
+
+from pathlib import Path
+from typing import Any
+
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_ext.config import RunConfig
+from megatron_ext.data.sources import open_phase, open_sources, open_validation
+from megatron_ext.models.gpt import build_model
+from megatron_ext.optim.build import build_optimizer
+from megatron_ext.parallel.env import Env
+from megatron_ext.resilience.stop import StopRequest
+from megatron_ext.train.callbacks import callbacks
+from megatron_ext.train.feed import Feed
+from megatron_ext.train.loop import Trainer
+from megatron_ext.train.phases import Plan
+from megatron_ext.train.saving import Checkpoints
+from megatron_ext.train.step import connect
+
+
+def build_trainer(run: RunConfig, *, env: Env, groups: ProcessGroupCollection) -> Trainer:
+    """Everything that ``run`` needs on this rank; every rank must call this.
+
+    Raises:
+        ValueError: the run cannot be built, or its data cannot feed it.
+    """
+    plan = Plan.of(run)
+    model = build_model(run, groups)
+    optimizer = build_optimizer(run, model, groups)
+    connect(model, optimizer)
+    sources = open_sources(run)
+
+    def opened(phase: Any, ledger: dict[str, Any]) -> Any:
+        return open_phase(run, phase, sources, ledger)
+
+    feed = Feed(
+        run, opened, data_parallel_rank=groups.dp.rank(), data_parallel_size=groups.dp.size()
+    )
+    return Trainer(
+        run,
+        plan=plan,
+        env=env,
+        groups=groups,
+        model=model,
+        optimizer=optimizer,
+        feed=feed,
+        validation=open_validation(run),
+        checkpoints=Checkpoints(run),
+        callbacks=callbacks(run),
+        stop=StopRequest.install(Path(run.folder()) / "stop"),
+    )

@@ -1,0 +1,166 @@
+"""The training loop. What happens around a step, and is not the step, is a callback."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_ext.config import RunConfig
+from megatron_ext.data.indexed import IndexedCorpus
+from megatron_ext.models.gpt import set_rotary_base
+from megatron_ext.optim.build import reset_moments, set_learning_rate
+from megatron_ext.optim.growth import PlateauState
+from megatron_ext.optim.schedule import learning_rate
+from megatron_ext.parallel.env import Env
+from megatron_ext.resilience.stop import StopRequest
+from megatron_ext.train.callback import Callback, Metrics
+from megatron_ext.train.feed import Feed
+from megatron_ext.train.phases import Phase, Plan
+from megatron_ext.train.saving import Checkpoints
+from megatron_ext.train.state import TrainState
+from megatron_ext.train.step import train_step
+
+
+class Trainer:
+    """Takes a run from where its state stands to its end, or to a request to stop."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        *,
+        plan: Plan,
+        env: Env,
+        groups: ProcessGroupCollection,
+        model: list[Any],
+        optimizer: Any,
+        feed: Feed,
+        validation: dict[str, IndexedCorpus],
+        checkpoints: Checkpoints,
+        callbacks: list[Callback],
+        stop: StopRequest,
+    ):
+        self.run, self.plan, self.env, self.groups = run, plan, env, groups
+        self.model, self.optimizer, self.feed = model, optimizer, feed
+        self.validation = validation
+        self.checkpoints, self.callbacks, self.stop = checkpoints, callbacks, stop
+        self.state = TrainState()
+        self.run_dir = Path(run.folder())
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that the next step belongs to."""
+        return self.plan.phases[self.state.phase]
+
+    def fit(self) -> str:
+        """Take steps until the last one or a request to stop; return the run's outcome word."""
+        self.checkpoints.resume(self)
+        self.enter_phase(new=self.state.phase_step == 0)
+        for callback in self.callbacks:
+            callback.before_training(self)
+
+        # requested() asks every rank, so that all of them leave at the same step.
+        while not self.plan.finished(self.state) and not self.stop.requested():
+            metrics = self.step()
+            for callback in self.callbacks:
+                callback.after_step(self, metrics)
+            if self.state.phase_tokens >= self.phase.config.tokens:
+                self.end_phase()
+            elif self.state.step % self.run.checkpoint.interval_steps == 0:
+                self.save()
+
+        outcome = "finished" if self.plan.finished(self.state) else "stopped"
+        self.save()
+        self.checkpoints.finish()
+        for callback in self.callbacks:
+            callback.after_training(self, outcome)
+        return outcome
+
+    def step(self) -> Metrics:
+        """One optimizer step of the running phase, counted in ``state``."""
+        started = time.perf_counter()
+        phase, state = self.phase, self.state
+        size = self.global_batch_size()
+        lr = learning_rate(
+            self.run.phases, self.run.optimizer, phase=phase.index, phase_tokens=state.phase_tokens
+        )
+        set_learning_rate(self.optimizer, lr)
+        packed = phase.config.packing == "document"
+        micro = self.feed.micro_batch_size
+        result = train_step(
+            self.model,
+            self.optimizer,
+            self.feed.step(phase, state, global_batch_size=size),
+            num_microbatches=size // (micro * self.feed.size),
+            micro_batch_size=1 if packed else micro,
+            seq_length=phase.seq_length * micro if packed else phase.seq_length,
+            groups=self.groups,
+        )
+        self._count(phase, size, result.loss)
+        return {
+            "step": state.step,
+            "tokens": state.tokens,
+            "phase": phase.name,
+            "loss": result.loss,
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "updated": result.updated,
+            "global_batch_size": size,
+            "seq_length": phase.seq_length,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def global_batch_size(self) -> int:
+        """Sequences of the next step: by the plan, or grown by the loss."""
+        if self.phase.config.batch_growth.max_global_batch_size:
+            return int(self.state.growth["global_batch_size"])
+        return self.phase.global_batch_size(self.state.phase_tokens)
+
+    def _count(self, phase: Phase, size: int, loss: float) -> None:
+        tokens, state = size * phase.seq_length, self.state
+        state.step += 1
+        state.phase_step += 1
+        state.tokens += tokens
+        state.phase_tokens += tokens
+        state.samples += size
+        state.phase_samples += size
+        growth = phase.config.batch_growth
+        if growth.max_global_batch_size:
+            plateau = PlateauState.from_dict(state.growth)
+            plateau.observe(loss, growth, step=state.step)
+            state.growth = plateau.as_dict()
+
+    def enter_phase(self, *, new: bool) -> None:
+        """Put the model and optimizer in the state that the running phase asks for."""
+        if self.plan.finished(self.state):
+            return
+        phase = self.phase
+        set_rotary_base(self.model, phase.rotary_base)
+        if not new:
+            return
+        if phase.config.optimizer_state == "reset" and self.state.step:
+            reset_moments(self.optimizer)
+        if phase.config.batch_growth.max_global_batch_size:
+            self.state.growth = PlateauState.start(phase.first_batch).as_dict()
+
+    def ledger(self) -> dict[str, Any]:
+        """What each source has given so far."""
+        if self.plan.finished(self.state):
+            return self.state.ledger
+        return self.feed.phase(self.phase, self.state).ledger_at(self.state.phase_samples)
+
+    def end_phase(self) -> None:
+        """Close the running phase: book its consumption, move on, and save."""
+        phase, state = self.phase, self.state
+        state.ledger = self.feed.phase(phase, state).ledger_at(state.phase_samples)
+        state.phase += 1
+        state.phase_step = state.phase_tokens = state.phase_samples = 0
+        state.growth = {}
+        self.enter_phase(new=True)
+        self.save(keep=True)
+
+    def save(self, *, keep: bool = False) -> None:
+        """Write a checkpoint of the present step, unless there is one."""
+        if self.state.step and (path := self.checkpoints.save(self, keep=keep)):
+            for callback in self.callbacks:
+                callback.after_save(self, path)

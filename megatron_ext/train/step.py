@@ -1,0 +1,157 @@
+"""One optimizer step: micro-batches through Megatron's schedule, then the update.
+
+Shape letters: B micro-batch, S sequence.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step, or one evaluation pass, came to over the whole job."""
+
+    loss: float
+    """Mean over the tokens that count, in nats."""
+
+    loss_tokens: int
+    updated: bool
+    """False when the optimizer skipped the step because a gradient was not finite (fp16)."""
+
+    grad_norm: float
+
+
+def packed_seq_params(cu_seqlens: Tensor) -> PackedSeqParams:
+    """Megatron's description of documents laid end to end, from their cumulative ends ``[n+1]``."""
+    longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
+
+
+def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Callable]:
+    """Megatron's signature: the model's output for the next micro-batch, and its loss function."""
+    batch = next(batches)
+    packed = batch.get("cu_seqlens")
+    loss_BS = model(
+        input_ids=batch["tokens"],
+        position_ids=batch["position_ids"],
+        attention_mask=None,
+        labels=batch["labels"],
+        packed_seq_params=None if packed is None else packed_seq_params(packed),
+    )
+    return loss_BS, partial(masked_loss, batch["loss_mask"])
+
+
+def masked_loss(mask_BS: Tensor, loss_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the losses that count, how many they are, and both for the log.
+
+    Megatron divides by the job's total (``calculate_per_token_loss``), so micro-batches with
+    different masks weigh by their tokens.
+    """
+    mask_BS = mask_BS.to(torch.float32)
+    total = (loss_BS.float() * mask_BS).sum()
+    count = mask_BS.sum()
+    return total, count.to(torch.int), torch.stack([total.detach(), count])
+
+
+def run_schedule(
+    chunks: list[torch.nn.Module],
+    batches: Callable[[], Iterator[Batch]],
+    *,
+    num_microbatches: int,
+    micro_batch_size: int,
+    seq_length: int,
+    forward_only: bool,
+    groups: ProcessGroupCollection,
+) -> tuple[float, int]:
+    """Forward (and backward) over the micro-batches; every rank of the job must call this.
+
+    ``batches`` makes a fresh iterator for each model chunk, as interleaving needs.
+
+    Returns:
+        The loss summed over the job's tokens that count, and their number, on every rank.
+    """
+    iterators: Any = [batches() for _ in chunks]
+    reports = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=chunks if len(chunks) > 1 else chunks[0],
+        num_microbatches=num_microbatches,
+        seq_length=seq_length,
+        micro_batch_size=micro_batch_size,
+        forward_only=forward_only,
+    )
+    return _total(reports, groups)
+
+
+def _total(reports: list[Tensor], groups: ProcessGroupCollection) -> tuple[float, int]:
+    """Sum over micro-batches and data-parallel ranks; the last stage tells the others.
+
+    The sum is taken in fp64: fp32 would lose counts above 2**24 tokens.
+    """
+    device = torch.empty(0).device
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    if reports:
+        total = torch.stack(reports).double().sum(0)
+    torch.distributed.all_reduce(total, group=groups.dp_cp)
+    if groups.pp.size() > 1:
+        last = torch.distributed.get_global_rank(groups.pp, groups.pp.size() - 1)
+        torch.distributed.broadcast(total, src=last, group=groups.pp)
+    return float(total[0]), int(total[1])
+
+
+def train_step(
+    chunks: list[torch.nn.Module],
+    optimizer: Any,
+    batches: Callable[[], Iterator[Batch]],
+    *,
+    num_microbatches: int,
+    micro_batch_size: int,
+    seq_length: int,
+    groups: ProcessGroupCollection,
+) -> StepResult:
+    """One update from ``num_microbatches`` micro-batches on each data-parallel rank."""
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    total, count = run_schedule(
+        chunks,
+        batches,
+        num_microbatches=num_microbatches,
+        micro_batch_size=micro_batch_size,
+        seq_length=seq_length,
+        forward_only=False,
+        groups=groups,
+    )
+    updated, grad_norm, _ = optimizer.step()
+    return StepResult(
+        loss=total / max(count, 1),
+        loss_tokens=count,
+        updated=bool(updated),
+        grad_norm=float(grad_norm or 0.0),
+    )
+
+
+def connect(chunks: list[torch.nn.Module], optimizer: Any) -> None:
+    """Tell Megatron's schedules how to scale losses and finish gradients."""
+    for chunk in chunks:
+        config = chunk.config
+        config.grad_scale_func = optimizer.scale_loss
+        config.finalize_model_grads_func = finalize_model_grads
+        config.no_sync_func = [c.no_sync for c in chunks] if len(chunks) > 1 else chunks[0].no_sync

@@ -1,0 +1,44 @@
+"""What the package is and needs. Exact versions that resolve together: requirements.lock."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "megatron-core==0.16.1",
+    "torch>=2.6",
+    "numpy>=2",
+    "hydra-core>=1.3.2,<1.4",
+    "sentencepiece>=0.2",
+    "tensorboard>=2.18",
+    "safetensors>=0.5",
+    "tqdm>=4.66",
+    "psutil>=6",  # megatron-core's checkpoint writer hangs without it, and does not declare it
+]
+
+EXTRAS = {
+    # Transformer Engine is built against the installed torch: docs/install.md has the recipe.
+    "te": ["transformer-engine[pytorch,core-cu13]==2.11.0"],
+    "flash": ["flash-attn==2.8.3.post2"],
+    "vl": ["pillow>=11", "nvidia-dali-cuda130>=2.4; platform_system=='Linux'"],
+    "curate": ["tokenizers>=0.21", "tiktoken>=0.9"],
+    "eval": ["transformers>=5.0,<6", "matplotlib>=3.9", "tokenizers>=0.21", "tiktoken>=0.9"],
+    "wandb": ["wandb>=0.19"],
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6",
+        "ruff>=0.9",
+        "mypy>=1.14",
+        "gguf>=0.10",
+        "accelerate>=1.0",
+    ],
+}
+
+setup(
+    name="megatron_ext",
+    version="0.1.0",
+    description="Thin extensions to Megatron-Core for training bilingual language models",
+    python_requires=">=3.11",
+    packages=find_packages(include=["megatron_ext*", "launch*", "tools*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)
