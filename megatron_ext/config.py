@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from megatron_ext.data.config import DataConfig
-from megatron_ext.devices.config import PrecisionConfig
+from megatron_ext.devices.config import KernelsConfig, PrecisionConfig
 from megatron_ext.models.config import ModelConfig
 from megatron_ext.optim.config import OptimizerConfig
 from megatron_ext.parallel.config import ParallelConfig
@@ -33,6 +33,7 @@ class RunConfig:
     phases: list[PhaseConfig]
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     data: DataConfig = field(default_factory=DataConfig)
