@@ -1,5 +1,6 @@
 """Run a function on several CPU ranks, each a fork of this process."""
 
+import faulthandler
 import multiprocessing
 import os
 import tempfile
@@ -35,17 +36,18 @@ def run_on_ranks(
     with tempfile.TemporaryDirectory() as folder:
         fork = multiprocessing.get_context("fork")
         ranks = [
-            fork.Process(target=_rank_main, args=(rank, world_size, folder, fn, args), daemon=False)
+            fork.Process(target=_rank_main, args=(rank, world_size, folder, timeout, fn, args))
             for rank in range(world_size)
         ]
         for process in ranks:
             process.start()
-        alive = _join(ranks, timeout)
+        alive = _join(ranks, timeout + 1.0)
         failures = sorted(Path(folder).glob("failure.*"), key=lambda file: file.stat().st_mtime_ns)
         if failures:
             raise RankFailure(failures[0].read_text())
-    if alive:
-        raise RankFailure(f"ranks {alive} were still running after {timeout:g} s")
+        if alive:
+            stacks = "\n".join((Path(folder) / f"stacks.{rank}").read_text() for rank in alive)
+            raise RankFailure(f"ranks {alive} were still running after {timeout:g} s:\n{stacks}")
     codes = {rank: process.exitcode for rank, process in enumerate(ranks) if process.exitcode}
     if codes:
         raise RankFailure(f"ranks died without a word; exit codes by rank: {codes}")
@@ -67,7 +69,9 @@ def _join(ranks: list[Any], timeout: float) -> list[int]:
     waiting = {process.sentinel: process for process in ranks}
     while waiting and (left := deadline - time.monotonic()) > 0:
         for sentinel in wait(list(waiting), timeout=left):
-            if waiting.pop(sentinel).exitcode:
+            process = waiting.pop(sentinel)
+            process.join()  # its pipe closes a moment before it can be reaped
+            if process.exitcode:
                 deadline = min(deadline, time.monotonic() + 2.0)
     late = [rank for rank, process in enumerate(ranks) if process.is_alive()]
     for rank in late:
@@ -76,24 +80,24 @@ def _join(ranks: list[Any], timeout: float) -> list[int]:
     return late
 
 
-def _rank_main(rank: int, world_size: int, folder: str, fn: Callable[..., None], args: Any) -> None:
+def _rank_main(
+    rank: int, world_size: int, folder: str, timeout: float, fn: Callable[..., None], args: Any
+) -> None:
     import torch
 
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK=str(rank),
-        LOCAL_WORLD_SIZE=str(world_size),
-    )
-    os.environ["MEETING"] = f"file://{folder}/rendezvous"
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    os.environ.update(LOCAL_WORLD_SIZE=str(world_size), MEETING=f"file://{folder}/rendezvous")
     torch.set_num_threads(1)  # or the ranks fight over the cores
-    try:
-        fn(*args)
-    except BaseException:
-        aside = Path(folder) / f".failure.{rank}"
-        aside.write_text(f"rank {rank} of {world_size}:\n{traceback.format_exc()}")
-        aside.rename(Path(folder) / f"failure.{rank}")
-        os._exit(1)
-    from megatron_ext.parallel import groups
+    with open(Path(folder) / f"stacks.{rank}", "w") as stacks:
+        faulthandler.dump_traceback_later(timeout, file=stacks)
+        try:
+            fn(*args)
+            from megatron_ext.parallel import groups
 
-    groups.stop()
+            groups.stop()
+        except BaseException:
+            aside = Path(folder) / f".failure.{rank}"
+            aside.write_text(f"rank {rank} of {world_size}:\n{traceback.format_exc()}")
+            aside.rename(Path(folder) / f"failure.{rank}")
+            os._exit(1)
+        faulthandler.cancel_dump_traceback_later()
