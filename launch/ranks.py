@@ -1,5 +1,6 @@
 """Starting several ranks on this machine, and ending them together."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -77,7 +78,5 @@ def _wait(left: set[int]) -> int:
 
 
 def _kill(child: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(child, number)
-    except ProcessLookupError:
-        pass

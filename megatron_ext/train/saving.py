@@ -37,7 +37,9 @@ class Checkpoints:
             self.saved_step = trainer.state.step
         elif self.run.checkpoint.load:
             self._load(
-                trainer, Path(self.run.checkpoint.load), optimizer=self.run.checkpoint.load_optimizer
+                trainer,
+                Path(self.run.checkpoint.load),
+                optimizer=self.run.checkpoint.load_optimizer,
             )
             # Another run's weights: this run's own phases begin at their beginning.
             trainer.state = TrainState(ledger=trainer.state.ledger)

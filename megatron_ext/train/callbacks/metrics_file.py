@@ -2,22 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from megatron_ext import atomic
 from megatron_ext.config import RunConfig
 from megatron_ext.train.callback import Callback, Metrics
+from megatron_ext.train.read_metrics import read
 
 if TYPE_CHECKING:
     from megatron_ext.train.loop import Trainer
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; a torn last line is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
 
 
 class MetricsFile(Callback):

@@ -1,0 +1,64 @@
+"""From words on a command line to a typed job, and the sentence that refuses the wrong ones."""
+
+import pytest
+
+from launch import compose
+
+RECIPE = "recipe=quickstart"
+
+
+def test_a_saved_job_starts_the_same_job_again(tmp_path):
+    job = compose.compose([RECIPE, "optimizer.lr=0.00123"])
+    compose.save(job, tmp_path / "config.yaml")
+    assert compose.load(tmp_path / "config.yaml") == job
+    assert job.optimizer.lr == 0.00123
+    assert job.composed_from["recipe"] == "quickstart"
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["optimizer.lrr=1"], ["optimizer.lrr", "did you mean", "lr"]),
+        (["model.num_layres=1"], ["model.num_layres", "num_layers"]),
+        (["batch.micro_batch_size=two"], ["batch.micro_batch_size=two", "Integer"]),
+        (["model=index_1p9c"], ["model=index_1p9c", "index_1p9b"]),
+        (["phases.0.tokns=1"], ["phases.0.tokns"]),
+        (["optmizer.lr=1"], ["optmizer", "optimizer"]),
+        (["recipe=quickstrat"], ["quickstrat", "quickstart"]),
+    ],
+)
+def test_a_wrong_word_is_refused_in_one_sentence_that_names_it(typed, words):
+    with pytest.raises(ValueError) as refusal:
+        compose.compose([RECIPE, *typed] if "recipe" not in typed[0] else typed)
+    sentence = str(refusal.value)
+    assert all(word in sentence for word in words), sentence
+    assert "\n" not in sentence
+
+
+def test_no_recipe_and_no_model_says_what_to_choose():
+    with pytest.raises(ValueError, match="choose recipe="):
+        compose.compose([])
+
+
+def test_single_values_change_with_their_type_checked():
+    job = compose.compose([RECIPE])
+    changed = compose.override(job, ["phases.0.tokens=64", "model.norm_head=false"])
+    assert changed.phases[0].tokens == 64 and not changed.model.norm_head
+    with pytest.raises(ValueError, match="tokens=many"):
+        compose.override(job, ["phases.0.tokens=many"])
+
+
+def test_commas_make_several_runs():
+    assert compose.sweep(["a=1,2", "b=x", "c=3,4"]) == [
+        ["a=1", "b=x", "c=3"],
+        ["a=1", "b=x", "c=4"],
+        ["a=2", "b=x", "c=3"],
+        ["a=2", "b=x", "c=4"],
+    ]
+
+
+@pytest.mark.parametrize("text", ["name: ${oc.env:HOME}\n", "name: !!python/object:os.system x\n"])
+def test_a_saved_job_is_only_data(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        compose.load(tmp_path / "config.yaml")
