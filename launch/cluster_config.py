@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from megatron_ext.legal import unknown_choice
+from megatron_ext.resilience.config import RestartConfig
 
 LAUNCHERS = ("srun", "torchrun")
 RUNTIMES = ("pyxis", "apptainer")
@@ -14,11 +15,35 @@ OPTION = re.compile(r"[a-z][a-z0-9-]*")
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|CREDENTIAL")
 
 # Options that this program sets itself: a second value in cluster.options would win silently.
-OURS = frozenset(
-    "job-name nodes time partition account qos constraint gpus-per-node ntasks-per-node "
-    "cpus-per-task mem exclusive signal output error open-mode requeue no-requeue export "
-    "array dependency exclude wrap uid gid chdir kill-on-invalid-dep".split()
-)
+OURS = {
+    "job-name",
+    "nodes",
+    "time",
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "gpus-per-node",
+    "ntasks-per-node",
+    "cpus-per-task",
+    "mem",
+    "exclusive",
+    "signal",
+    "output",
+    "error",
+    "open-mode",
+    "requeue",
+    "no-requeue",
+    "export",
+    "array",
+    "dependency",
+    "exclude",
+    "wrap",
+    "uid",
+    "gid",
+    "chdir",
+    "kill-on-invalid-dep",
+}
 
 
 @dataclass(kw_only=True)
@@ -134,32 +159,6 @@ class ClusterConfig:
             check_printable(f"cluster.{key}", getattr(self, key))
         for value in [*self.modules, *self.container_mounts, *self.env.values()]:
             check_printable("cluster.modules, container_mounts or env", value)
-
-
-@dataclass(kw_only=True)
-class RestartConfig:
-    """When an attempt that ended is followed by another (docs/restart.md)."""
-
-    no_progress: int = 3
-    """Attempts with the same root cause and no new checkpoint before the run stops."""
-
-    ceiling: int = 6
-    """Attempts without a new checkpoint, whatever their causes, before the run stops."""
-
-    in_job: int = 3
-    """Times the ranks are started again inside one step before the step is given up."""
-
-    backoff_seconds: int = 10
-    """Wait before a second try of the same root; doubles each time, to at most ten minutes."""
-
-    strikes: int = 2
-    """Failures on one node that set it aside."""
-
-    exclude_percent: int = 10
-    """Share of the nodes that may be set aside in a day; one node always may."""
-
-    log_only: bool = False
-    """Record what would be done, and do nothing: the run then ends at its first failure."""
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,80 @@
+"""What follows a failure, and what is watched for, as plain data."""
+
+from dataclasses import dataclass
+
+from megatron_ext.legal import unknown_choice
+
+ON_NONFINITE = ("stop", "skip", "rewind")
+
+
+@dataclass(kw_only=True)
+class RestartConfig:
+    """When an attempt that ended is followed by another (docs/restart.md)."""
+
+    no_progress: int = 3
+    """Attempts with the same root cause and no new checkpoint before the run stops."""
+
+    ceiling: int = 6
+    """Attempts without a new checkpoint, whatever their causes, before the run stops."""
+
+    in_job: int = 3
+    """Times the ranks are started again inside one step before the step is given up."""
+
+    backoff_seconds: int = 10
+    """Wait before a second try of the same root; doubles each time, to at most ten minutes."""
+
+    strikes: int = 2
+    """Failures on one node that set it aside."""
+
+    exclude_percent: int = 10
+    """Share of the nodes that may be set aside in a day; one node always may."""
+
+    log_only: bool = False
+    """Record what would be done, and do nothing: the run then ends at its first failure."""
+
+
+@dataclass(kw_only=True)
+class WatchConfig:
+    """What is watched while a run trains (docs/reliability.md)."""
+
+    hang: bool = True
+    """Start the ranks again when one makes no progress for longer than its deadline."""
+
+    hang_floor_seconds: float = 5.0
+    """A section's deadline is 3 x its 99th percentile plus this."""
+
+    hang_unlearnt_seconds: float = 900.0
+    """Deadline of a section that has been seen fewer than ten times."""
+
+    on_nonfinite: str = "rewind"
+    """After a repeated NaN or Inf: ``stop``, ``skip`` the step's update, or ``rewind`` to the
+    newest checkpoint and pass over the samples that led here."""
+
+    spike_factor: float = 10.0
+    """A loss or gradient norm above this times the running median is a spike; 0 never."""
+
+    spike_window_steps: int = 128
+    """Steps that the running median is taken over."""
+
+    max_interventions: int = 10
+    """Skips and rewinds before the run stops and asks for a person."""
+
+    replica_interval_steps: int = 100
+    """Steps between checksums over data-parallel replicas; 0 never."""
+
+    straggler_ratio: float = 1.4
+    """A rank whose own work takes this times the median of all ranks is reported."""
+
+    def check(self) -> None:
+        """Refuse words and numbers that mean nothing.
+
+        Raises:
+            ValueError: naming the dotted key, the value and the rule.
+        """
+        if self.on_nonfinite not in ON_NONFINITE:
+            raise unknown_choice("watch.on_nonfinite", self.on_nonfinite, ON_NONFINITE)
+        if 0 < self.spike_factor <= 1:
+            raise ValueError(
+                f"watch.spike_factor={self.spike_factor} is not above 1: every step would be a "
+                f"spike. Use 0 to look for none."
+            )
