@@ -7,6 +7,7 @@ from megatron_ext.legal import nearest_multiples, unknown_choice
 from megatron_ext.optim.config import ScheduleConfig
 
 OPTIMIZER_STATES = ("keep", "reset")
+PLATEAU_TESTS = ("best", "slope")
 
 
 @dataclass(kw_only=True)
@@ -46,6 +47,28 @@ class PlateauGrowth:
 
     threshold: float = 0.001
     """Relative fall of the smoothed loss that counts as improvement."""
+
+    test: str = "best"
+    """``best``: no improvement on the best for that long. ``slope``: too small a fall over it."""
+
+    smoothing_steps: int = 20
+    """Span of the exponential mean that the test sees; it restarts when the batch grows."""
+
+    def check(self, key: str) -> None:
+        """Refuse settings under which growth could not work; ``key`` is the dotted path.
+
+        Raises:
+            ValueError: naming the dotted key and the rule.
+        """
+        if self.test not in PLATEAU_TESTS:
+            raise unknown_choice(f"{key}.test", self.test, PLATEAU_TESTS)
+        if self.factor <= 1:
+            raise ValueError(f"{key}.factor={self.factor} must be above 1.")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"{key}.threshold={self.threshold} must lie in [0, 1).")
+        for name in ("patience_steps", "smoothing_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{key}.{name}={getattr(self, name)} must be at least 1.")
 
 
 @dataclass(kw_only=True)
@@ -160,3 +183,4 @@ def check_words(key: str, phase: PhaseConfig) -> None:
         raise unknown_choice(f"{key}.packing", phase.packing, PACKINGS)
     if phase.optimizer_state not in OPTIMIZER_STATES:
         raise unknown_choice(f"{key}.optimizer_state", phase.optimizer_state, OPTIMIZER_STATES)
+    phase.batch_growth.check(f"{key}.batch_growth")
