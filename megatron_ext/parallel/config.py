@@ -1,6 +1,6 @@
 """How a job's ranks are shared out between the parallel axes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_ext.legal import divisors, nearest
 
@@ -39,11 +39,36 @@ class ParallelConfig:
     recompute_num_layers: int = 1
     """Layers per recomputed block when ``recompute_granularity`` is ``full``."""
 
+    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])
+    """What ``selective`` recomputes: ``core_attn``, ``layernorm``, ``mlp``."""
+
     overlap_grad_reduce: bool = False
     """Reduce gradients bucket by bucket during the backward pass."""
 
     overlap_param_gather: bool = False
     """Gather parameters during the next forward pass. Needs the distributed optimizer."""
+
+    tp_comm_overlap: bool = False
+    """Cut TP's gathers and scatters into pieces that travel while the matmul computes."""
+
+    overlap_p2p_comm: bool = True
+    """Send between pipeline stages while computing. Takes effect with interleaving (VPP)."""
+
+    cp_comm_type: str = "p2p"
+    """How context-parallel ranks meet: a ring (``p2p``), ``all_gather``, or ``a2a`` over heads."""
+
+    order: str = "tp-cp-ep-dp-pp"
+    """Axes from nearest ranks to farthest. ``tp-cp-ep-pp-dp`` keeps a pipeline inside a node."""
+
+    use_sharp: bool = False
+    """Let InfiniBand switches reduce for the data-parallel group (NVIDIA SHARP)."""
+
+    nccl_communicator_config_path: str = ""
+    """Megatron's YAML of NCCL settings per group (``cga_cluster_size``, ``max_ctas``, ...)."""
+
+    manual_gc_interval: int = 0
+    """Collect Python garbage every this many steps on all ranks at once, instead of whenever one
+    rank's counters say so; 0 leaves it to Python."""
 
     def model_parallel_size(self) -> int:
         """Ranks that hold one copy of the model between them: TP x PP x CP."""
