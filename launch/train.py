@@ -89,7 +89,8 @@ def _refuse(job: JobConfig, cause: str) -> None:
     """Leave the word for whoever would otherwise start the run again."""
     run_dir = Path(job.folder())
     if run_dir.is_dir():
-        write_outcome(run_dir, Outcome(word="refused", cause=cause))
+        attempt = Env.read(os.environ).attempt
+        write_outcome(run_dir, Outcome(word="refused", cause=cause, attempt=attempt))
 
 
 def _several(job: JobConfig, nproc: int) -> int:
@@ -137,7 +138,12 @@ def train(job: JobConfig, *, init_method: str | None = None) -> int:
 
 def _leave(trainer: "Trainer", word: str) -> None:
     if trainer.env.rank == 0:
-        outcome = Outcome(word=word, cause=trainer.stop.cause, step=trainer.state.step)
+        outcome = Outcome(
+            word=word,
+            cause=trainer.stop.cause,
+            step=trainer.state.step,
+            attempt=trainer.env.attempt,
+        )
         write_outcome(trainer.run_dir, outcome)
         logging.getLogger("launch.train").info("%s %s", word, trainer.stop.cause)
 

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class Env:
     init_method: str = ""
     """How torch.distributed meets; empty when this process is alone."""
 
+    attempt: str = ""
+    """The attempt that this process belongs to, which must hold the run's lease to write."""
+
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> "Env":
         """Read torchrun's variables if they are there, else srun's, else be alone.
@@ -29,11 +32,12 @@ class Env:
             ValueError: a launcher's variables are there in part, or are not numbers.
         """
         environ = os.environ if environ is None else environ
+        attempt = environ.get("MEGATRON_EXT_ATTEMPT", "")
         if "RANK" in environ or "WORLD_SIZE" in environ:
-            return cls._torchrun(environ)
+            return replace(cls._torchrun(environ), attempt=attempt)
         if _number(environ, "SLURM_STEP_NUM_TASKS", 1) > 1:
-            return cls._srun(environ)
-        return cls()
+            return replace(cls._srun(environ), attempt=attempt)
+        return cls(attempt=attempt)
 
     @classmethod
     def _torchrun(cls, environ: Mapping[str, str]) -> "Env":

@@ -116,7 +116,7 @@ def _from_outcome(evidence: Evidence) -> Failure | None:
         return _failure("superseded")
     if evidence.outcome == "finished":
         return _failure("finished")
-    if evidence.outcome == "refused":
+    if evidence.outcome == "refused" and not evidence.took_steps:
         found = match(evidence.outcome_cause)
         name = found[0].name if found and found[0].name in WORKLOAD else "config"
         return _failure(name, evidence.outcome_cause)

@@ -1,12 +1,11 @@
 """From a run's config to a Trainer: one build function per room, in one order."""
 
 from pathlib import Path
-from typing import Any
 
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ext.config import RunConfig
-from megatron_ext.data.sources import open_phase, open_sources, open_validation
+from megatron_ext.data.sources import open_sources, open_validation
 from megatron_ext.models.gpt import build_model
 from megatron_ext.optim.build import build_optimizer
 from megatron_ext.parallel.env import Env
@@ -29,13 +28,9 @@ def build_trainer(run: RunConfig, *, env: Env, groups: ProcessGroupCollection) -
     model = build_model(run, groups)
     optimizer = build_optimizer(run, model, groups)
     connect(model, optimizer)
-    sources = open_sources(run)
-
-    def opened(phase: Any, ledger: dict[str, Any]) -> Any:
-        return open_phase(run, phase, sources, ledger)
-
+    sources = open_sources(run, plan)
     feed = Feed(
-        run, opened, data_parallel_rank=groups.dp.rank(), data_parallel_size=groups.dp.size()
+        run, sources, data_parallel_rank=groups.dp.rank(), data_parallel_size=groups.dp.size()
     )
     return Trainer(
         run,
@@ -45,8 +40,10 @@ def build_trainer(run: RunConfig, *, env: Env, groups: ProcessGroupCollection) -
         model=model,
         optimizer=optimizer,
         feed=feed,
-        validation=open_validation(run),
+        validation=open_validation(run, plan),
         checkpoints=Checkpoints(run),
         callbacks=callbacks(run),
-        stop=StopRequest.install(Path(run.folder()) / "stop"),
+        stop=StopRequest.install(
+            Path(run.folder()) if env.rank == 0 else None, attempt=env.attempt
+        ),
     )
