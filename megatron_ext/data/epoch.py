@@ -1,0 +1,98 @@
+"""The order of documents in one epoch of one source, built in memory or verified from a file."""
+
+import json
+import os
+import uuid
+import zlib
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ext.atomic import write_text
+from megatron_ext.data.indexed import IndexedCorpus
+
+VERSION = 1
+"""Raised when the same seed would give another order."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Documents in the order of one epoch."""
+
+    starts: np.ndarray
+    """int64: where each document begins in the .bin, in tokens."""
+
+    ends: np.ndarray
+    """int64: tokens of the epoch up to and with each document."""
+
+
+def document_order(count: int, *, seed: tuple[int, ...]) -> np.ndarray:
+    """A permutation of ``count`` documents, the same on every machine and numpy version.
+
+    The raw output of PCG64 is fixed for good, which Generator.permutation's use of it is not.
+    """
+    keys = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count)
+    return np.argsort(keys, kind="stable")
+
+
+def build_epoch(corpus: IndexedCorpus, *, seed: tuple[int, ...]) -> Epoch:
+    """Shuffle the corpus's documents by ``seed``."""
+    order = document_order(corpus.num_documents, seed=seed)
+    ends = np.cumsum(corpus.lengths[order], dtype=np.int64)
+    return Epoch(starts=corpus.starts[order], ends=ends)
+
+
+def epoch_path(cache: str | Path, corpus: IndexedCorpus, *, seed: tuple[int, ...]) -> Path:
+    """Where the epoch's order is kept: a name made of all that decides it."""
+    name = json.dumps([VERSION, corpus.digest, list(seed)])
+    return Path(cache) / f"epoch_{sha256(name.encode()).hexdigest()[:24]}.npy"
+
+
+def load_epoch(cache: str | Path, corpus: IndexedCorpus, *, seed: tuple[int, ...]) -> Epoch:
+    """Take the epoch from ``cache`` if it is there and whole, else build it and leave it there.
+
+    Every rank may call this at once: files are renamed into place, and equal whoever wrote them.
+    """
+    path = epoch_path(cache, corpus, seed=seed)
+    if not is_whole(path):
+        save_epoch(path, build_epoch(corpus, seed=seed))
+    starts, ends = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    if len(ends) != corpus.num_documents or int(ends[-1]) != corpus.num_tokens:
+        raise ValueError(
+            f"data.index_cache={cache}: {path.name} orders {len(ends)} documents of "
+            f"{int(ends[-1])} tokens and {corpus.prefix} has {corpus.num_documents} of "
+            f"{corpus.num_tokens}: delete the file."
+        )
+    return Epoch(starts=starts, ends=ends)
+
+
+def save_epoch(path: Path, epoch: Epoch) -> None:
+    """Write the epoch and, last, the checksum without which it is not taken as whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(aside, "xb") as file:
+            np.save(file, np.stack([epoch.starts, epoch.ends]))
+            file.flush()
+            os.fsync(file.fileno())
+        checksum = _checksum(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    write_text(path.with_suffix(".crc32"), checksum)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file is there and is what was written; reading it costs 1 s a few GB."""
+    mark = path.with_suffix(".crc32")
+    return path.is_file() and mark.is_file() and mark.read_text() == _checksum(path)
+
+
+def _checksum(path: Path) -> str:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            value = zlib.crc32(block, value)
+    return f"{value:08x} {path.stat().st_size}"

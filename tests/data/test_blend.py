@@ -1,0 +1,72 @@
+"""The blend: Megatron's order bit for bit, and shares that follow a ramp."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_ext.data import blend as blend_module
+from megatron_ext.data.blend import Blend
+
+
+def _megatron_order(shares, size):
+    import megatron
+
+    folder = Path(next(iter(megatron.__path__))) / "core" / "datasets"
+    (file,) = folder.glob("helpers_cpp*.so")
+    spec = importlib.util.spec_from_file_location("helpers_cpp", file)
+    helpers = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(helpers)
+    order, within = np.zeros(size, dtype=np.int16), np.zeros(size, dtype=np.int64)
+    helpers.build_blending_indices(order, within, shares, len(shares), size, False)
+    return order, within
+
+
+def _shares(kind, count):
+    rng = np.random.default_rng(count)
+    raw = {
+        "equal": np.ones(count),
+        "decimal": rng.integers(1, 20, count) / 20,
+        "uneven": rng.lognormal(0, 2, count),
+    }[kind]
+    return raw / raw.sum()
+
+
+@pytest.mark.parametrize("kind", ["equal", "decimal", "uneven"])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 70])
+def test_order_is_megatrons_bit_for_bit(kind, count, monkeypatch):
+    monkeypatch.setattr(blend_module, "BLOCK", 700)
+    shares = _shares(kind, count)
+    order, within = _megatron_order(shares, 4000)
+    blend = Blend(shares)
+    got = np.concatenate([blend.block(i) for i in range(6)])[:4000]
+    assert np.array_equal(got, order)
+    for k in (0, 1, 699, 700, 701, 3999):
+        assert blend.at(k) == (order[k], within[k])
+        want = np.bincount(order[:k], minlength=count)
+        assert np.array_equal(blend.counts_before(k), want)
+
+
+def test_any_block_may_be_asked_for_first(monkeypatch):
+    monkeypatch.setattr(blend_module, "BLOCK", 100)
+    shares = _shares("uneven", 5)
+    forward = Blend(shares)
+    blocks = [forward.block(i).copy() for i in range(8)]
+    for number in (7, 0, 3):
+        assert np.array_equal(Blend(shares).block(number), blocks[number])
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 0.5])
+def test_ramp_gives_each_source_its_integral(power):
+    start, end, samples = np.array([1.0, 0.0]), np.array([0.6, 0.4]), 5000
+    blend = Blend(start, shares_end=end, samples=samples, ramp_power=power)
+    for fraction in (0.1, 0.5, 1.0):
+        k = int(samples * fraction)
+        want = 0.4 * samples * fraction ** (power + 1) / (power + 1)
+        assert blend.counts_before(k)[1] == pytest.approx(want, abs=1.5)
+
+
+def test_mean_share_of_a_linear_ramp_is_its_middle():
+    blend = Blend(np.array([0.9, 0.1]), shares_end=np.array([0.7, 0.3]), samples=10000)
+    assert blend.counts_before(10000)[1] == pytest.approx(2000, abs=1)
