@@ -2,7 +2,7 @@
 
 import logging
 import re
-from dataclasses import replace
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,14 +11,14 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException
-from megatron_ext.plan.scale import shrink
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launch.config import JobConfig
 from megatron_ext import atomic
 from megatron_ext.legal import nearest_words
+from megatron_ext.plan.scale import shrink
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("model", "parallel", "optimizer", "precision", "cluster", "scale", "recipe")
@@ -31,71 +31,119 @@ ConfigStore.instance().store(name="job_schema", node=JobConfig)
 def compose(overrides: list[str]) -> JobConfig:
     """The job that conf/ and ``overrides`` (``recipe=NAME``, ``optimizer.lr=3e-4``) describe.
 
+    Hydra chooses and merges the files of the groups. Single values come after it, because it
+    cannot reach into lists (``phases.0.tokens=1``) or typed dicts (``data.sources.web.path=p``).
+
     Raises:
         ValueError: one sentence naming what was typed and what would be right.
     """
+    groups = [o for o in overrides if _key(o).split("@")[0] in GROUPS]
+    values = [o for o in overrides if o not in groups]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            tree = hydra_compose("train", overrides=overrides, return_hydra_config=True)
-        choices = cast(dict[str, Any], OmegaConf.to_container(tree.hydra.runtime.choices))
-        OmegaConf.set_struct(tree, False)
-        del tree["hydra"]
-        job = typed(tree)
+            tree: Any = hydra_compose("train", overrides=groups, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_sentence(error, overrides)) from error
-    job.composed_from = {k: str(v) for k, v in choices.items() if k in GROUPS and v is not None}
-    return _scaled(job, overrides)
+        raise ValueError(_sentence(error)) from error
+    picked = cast(dict[str, Any], OmegaConf.to_container(tree.hydra.runtime.choices))
+    OmegaConf.set_struct(tree, False)
+    del tree["hydra"]
+    tree = OmegaConf.merge(OmegaConf.structured(JobConfig), tree)
+    job = typed(change(tree, values))
+    job.composed_from = {k: str(v) for k, v in picked.items() if k in GROUPS and v is not None}
+    return _scaled(job, values)
 
 
-def _scaled(job: JobConfig, overrides: list[str]) -> JobConfig:
+def _scaled(job: JobConfig, values: list[str]) -> JobConfig:
     """``job`` shrunk as ``scale=`` asks; what the person typed for single keys still wins."""
     if not job.scale.shrinks():
         return job
-    run = shrink(job, job.scale)
-    shrunk = replace(job, **{name: getattr(run, name) for name in _run_fields()})
-    return override(shrunk, [o for o in overrides if _key(o).split("@")[0] not in GROUPS])
-
-
-def _run_fields() -> list[str]:
-    return ["model", "phases", "parallel", "optimizer", "batch", "data", "evaluation", "checkpoint"]
+    return override(shrink(job, job.scale), values)
 
 
 def _key(override_text: str) -> str:
     return override_text.split("=", 1)[0].lstrip("+~")
 
 
-def override(job: JobConfig, overrides: list[str]) -> JobConfig:
+def override(job: JobConfig, values: list[str]) -> JobConfig:
     """``job`` with single values changed, each checked against its declared type.
 
     Raises:
         ValueError: an unknown key or a value of the wrong type.
     """
-    tree = OmegaConf.structured(job)
+    return typed(change(OmegaConf.structured(job), values))
+
+
+def change(tree: Any, values: list[str]) -> Any:
+    """``tree`` with each ``dotted.key=value`` put in its place."""
+    for text in values:
+        try:
+            parsed = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            raise ValueError(f"{text} cannot be read: write dotted.key=value.") from error
+        if parsed.is_delete():
+            raise ValueError(f"{text}: a key cannot be deleted; set it to null instead.")
+        *path, last = _key(text).split(".")
+        node = tree
+        for number, part in enumerate(path):
+            node = _child(node, part, ".".join(path[:number]), text)
+        _child(node, last, ".".join(path), text)
+        _set(node, last, parsed.value(), text)
+    return tree
+
+
+def _child(node: Any, part: str, parent: str, text: str) -> Any:
+    """What lies under ``part``, made where a typed dict does not hold it yet."""
+    if isinstance(node, ListConfig):
+        if not part.isdigit() or int(part) >= len(node):
+            raise ValueError(f"{text}: {parent} has elements 0 to {len(node) - 1}, not {part}.")
+        return node[int(part)]
+    if not isinstance(node, DictConfig):
+        raise ValueError(f"{text}: {parent} is a single value and has no key {part}.")
+    if part not in node and OmegaConf.get_type(node) is dict:
+        element = node._metadata.element_type
+        if is_dataclass(element):
+            node[part] = OmegaConf.structured(element)
+            return node[part]
+        return None
+    if part not in node:
+        raise ValueError(f"{text}: there is no key {_joined(parent, part)}; {_hint(part, node)}")
+    return None if OmegaConf.is_missing(node, part) else node[part]
+
+
+def _joined(parent: str, part: str) -> str:
+    return f"{parent}.{part}" if parent else part
+
+
+def _hint(part: str, node: DictConfig) -> str:
+    known = [str(key) for key in node]
+    near = nearest_words(part, known)
+    return f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}."
+
+
+def _set(node: Any, last: str, value: Any, text: str) -> None:
     try:
-        for parsed in OverridesParser.create().parse_overrides(overrides):
-            key = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", parsed.key_or_group)
-            value = parsed.value()
-            if isinstance(value, dict):
-                OmegaConf.update(tree, key, value, merge=True)
-            else:
-                OmegaConf.update(tree, key, value)
-        return cast(JobConfig, OmegaConf.to_object(tree))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_sentence(error, overrides)) from error
+        key = int(last) if isinstance(node, ListConfig) else last
+        if isinstance(value, dict):
+            OmegaConf.update(node, last, value, merge=True)
+        else:
+            node[key] = value
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{text}: {_first_line(error)}.") from error
 
 
-def typed(tree: DictConfig) -> JobConfig:
+def typed(tree: Any) -> JobConfig:
     """A plain ``JobConfig`` with nothing of Hydra left in it.
 
     The merge repeats the type check for a tree that did not come from conf/, such as the
     config.yaml that a restarted run reads back.
     """
-    missing = sorted(OmegaConf.missing_keys(OmegaConf.merge(OmegaConf.structured(JobConfig), tree)))
-    if missing:
-        raise ValueError(_missing(missing))
-    return cast(
-        JobConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), tree))
-    )
+    try:
+        whole = OmegaConf.merge(OmegaConf.structured(JobConfig), tree)
+        if missing := sorted(OmegaConf.missing_keys(whole)):
+            raise ValueError(_missing(missing))
+        return cast(JobConfig, OmegaConf.to_object(whole))
+    except OmegaConfBaseException as error:
+        raise ValueError(_sentence(error)) from error
 
 
 def _missing(keys: list[str]) -> str:
@@ -117,9 +165,8 @@ def load(path: Path) -> JobConfig:
     if "${" in text:
         raise ValueError(f"{path} holds an interpolation (${{...}}): a saved job is plain values.")
     try:
-        tree = yaml.safe_load(text)
-        return typed(OmegaConf.create(tree))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        return typed(OmegaConf.create(yaml.safe_load(text)))
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is not a saved job: {_first_line(error)}") from error
 
 
@@ -149,7 +196,7 @@ def sweep(overrides: list[str]) -> list[list[str]]:
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise ValueError(_sentence(error, overrides)) from error
+        raise ValueError(f"{' '.join(overrides)} cannot be read: {_first_line(error)}") from error
     for one in parsed:
         if one.is_sweep_override():
             values = [f"{one.key_or_group}={v}" for v in one.sweep_string_iterator()]
@@ -163,43 +210,18 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def _sentence(error: Exception, overrides: list[str]) -> str:
-    """Hydra's complaint as one sentence in the words that were typed."""
+def _sentence(error: Exception) -> str:
+    """Hydra's complaint as one sentence."""
+    if found := re.search(r"[Cc]ould not find '([\w/.-]+)'", str(error)):
+        group, _, word = found[1].partition("/")
+        known = choices(group)
+        near = nearest_words(word, known) or known[:8]
+        return f"{group}={word} is not known: did you mean {' or '.join(near)}?"
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    text = _first_line(cause)
-    if found := re.search(r"Key '(\S+)' (?:is )?not in '(\w+)'", text):
-        return _unknown_key(found[1], getattr(cause, "full_key", None) or found[1], overrides)
-    if found := re.search(r"Could not override '([^']+)'", _first_line(error)):
-        key = found[1]
-        typed_value = next((o for o in overrides if _key(o) == key), key)
-        return f"{typed_value}: {text}"
-    if found := re.search(r"[Ii]n '[^']+': [Cc]ould not find '([\w/]+)'", str(error)):
-        group, _, word = found[1].partition("/")
-        return _unknown_choice(group, word)
-    if isinstance(error, ConfigCompositionException):
-        return text
-    return text
-
-
-def _unknown_choice(group: str, word: str) -> str:
-    known = choices(group)
-    near = nearest_words(word, known) or known[:8]
-    return f"{group}={word} is not known: did you mean {' or '.join(near)}?"
-
-
-def _unknown_key(key: str, full_key: str, overrides: list[str]) -> str:
-    typed_text = next((o for o in overrides if key in _key(o).split(".")), full_key)
-    parent = OmegaConf.structured(JobConfig)
-    for part in str(full_key).split(".")[:-1]:
-        if not isinstance(parent, DictConfig) or OmegaConf.is_missing(parent, part):
-            break
-        parent = parent[part]
-    known = [str(k) for k in parent] if isinstance(parent, DictConfig) else []
-    near = nearest_words(key, known)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(known)}."
-    return f"{typed_text}: there is no key {full_key}; {hint}"
+    key = getattr(cause, "full_key", None)
+    return f"{key}: {_first_line(cause)}" if key else _first_line(cause)
 
 
 logging.getLogger("hydra").setLevel(logging.WARNING)

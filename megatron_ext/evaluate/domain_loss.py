@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from megatron_ext.data.validation import validation_window, validation_windows
+from megatron_ext.train.feed import on_device
 from megatron_ext.train.step import Batch, run_schedule
 
 if TYPE_CHECKING:
@@ -37,27 +37,24 @@ def domain_losses(trainer: "Trainer") -> dict[str, float]:
 
 
 def _loss(trainer: "Trainer", name: str) -> float:
-    corpus = trainer.validation[name]
-    length = min(p.seq_length for p in trainer.plan.phases)
-    windows = validation_windows(corpus, length, trainer.run.evaluation.tokens_per_domain)
-    micro = trainer.feed.micro_batch_size
-    per_pass = micro * trainer.feed.size
+    text = trainer.validation[name]
+    feed = trainer.feed
     # Every rank runs the same number of passes; windows past the end count no tokens.
-    passes = -(-windows // per_pass)
-    stages = trainer.groups.pp.size()
-    passes += -passes % (stages if len(trainer.model) > 1 else 1)
+    passes = -(-text.num_samples // (feed.micro_batch_size * feed.size))
+    passes += -passes % (trainer.groups.pp.size() if len(trainer.model) > 1 else 1)
 
     def batches() -> Iterator[Batch]:
         for number in range(passes):
-            first = number * per_pass + trainer.feed.rank * micro
-            yield validation_window(corpus, range(first, first + micro), length, windows)
+            first = (number * feed.size + feed.rank) * feed.micro_batch_size
+            batch = text.micro_batch(range(first, first + feed.micro_batch_size))
+            yield on_device(batch, feed.device)
 
     total, count = run_schedule(
         trainer.model,
         batches,
         num_microbatches=passes,
-        micro_batch_size=micro,
-        seq_length=length,
+        micro_batch_size=feed.micro_batch_size,
+        seq_length=text.seq_length,
         forward_only=True,
         groups=trainer.groups,
     )

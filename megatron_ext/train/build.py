@@ -5,7 +5,7 @@ from pathlib import Path
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ext.config import RunConfig
-from megatron_ext.data.sources import open_sources, open_validation
+from megatron_ext.devices.device import current
 from megatron_ext.models.gpt import build_model
 from megatron_ext.optim.build import build_optimizer
 from megatron_ext.parallel.env import Env
@@ -15,6 +15,7 @@ from megatron_ext.train.feed import Feed
 from megatron_ext.train.loop import Trainer
 from megatron_ext.train.phases import Plan
 from megatron_ext.train.saving import Checkpoints
+from megatron_ext.train.sources import open_sources, open_validation
 from megatron_ext.train.step import connect
 
 
@@ -30,7 +31,11 @@ def build_trainer(run: RunConfig, *, env: Env, groups: ProcessGroupCollection) -
     connect(model, optimizer)
     sources = open_sources(run, plan)
     feed = Feed(
-        run, sources, data_parallel_rank=groups.dp.rank(), data_parallel_size=groups.dp.size()
+        run,
+        sources,
+        place=current().torch_device(env.local_rank),
+        data_parallel_rank=groups.dp.rank(),
+        data_parallel_size=groups.dp.size(),
     )
     return Trainer(
         run,

@@ -159,6 +159,9 @@ class CheckpointConfig:
     load_optimizer: bool = True
     """Take the optimizer state of ``checkpoint.load`` too, not only the weights."""
 
+    parent: str = ""
+    """What a continued stage starts from, in words: with it, an empty ``load`` is refused."""
+
 
 def check_batch(key: str, size: int, per_pass: int, arithmetic: str) -> None:
     """Refuse a global batch that does not divide into whole passes.

@@ -1,13 +1,13 @@
 """From a sample number to this rank's micro-batches, phase by phase."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from megatron_ext.config import RunConfig
-from megatron_ext.data.batches import PhaseBatches
+from megatron_ext.data.indexed import IndexedCorpus
 from megatron_ext.train.phases import Phase
+from megatron_ext.train.sources import Samples, open_phase
 from megatron_ext.train.state import TrainState
 from megatron_ext.train.step import Batch
 
@@ -22,24 +22,27 @@ class Feed:
     def __init__(
         self,
         run: RunConfig,
-        open_phase: Callable[[Phase, dict[str, Any]], PhaseBatches],
+        sources: dict[str, IndexedCorpus],
         *,
+        place: torch.device,
         data_parallel_rank: int,
         data_parallel_size: int,
     ):
         self.micro_batch_size = run.batch.micro_batch_size
         self.rank = data_parallel_rank
         self.size = data_parallel_size
-        self._open_phase = open_phase
-        self._index = -1
-        self._batches: PhaseBatches
+        self.run, self.sources = run, sources
+        self.device = place
+        self._opened = (-1, 0)
+        self._samples: Samples
 
-    def phase(self, phase: Phase, state: TrainState) -> PhaseBatches:
+    def phase(self, phase: Phase, state: TrainState) -> Samples:
         """The samples of ``phase``, opened at the ledger with which it began."""
-        if self._index != phase.index:
-            self._batches = self._open_phase(phase, state.ledger)
-            self._index = phase.index
-        return self._batches
+        key = (phase.index, len(state.skipped))
+        if self._opened != key:
+            self._samples = open_phase(self.run, phase, self.sources, state)
+            self._opened = key
+        return self._samples
 
     def step(
         self, phase: Phase, state: TrainState, *, global_batch_size: int
@@ -52,11 +55,15 @@ class Feed:
         def micro_batches() -> Iterator[Batch]:
             for start in range(first, first + global_batch_size, per_pass):
                 mine = start + self.rank * self.micro_batch_size
-                yield samples.micro_batch(range(mine, mine + self.micro_batch_size))
+                numbers = range(mine, mine + self.micro_batch_size)
+                yield on_device(samples.micro_batch(numbers), self.device)
 
         return micro_batches
 
 
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    """``batch`` where the model is."""
-    return {k: v.to(device, non_blocking=True) for k, v in batch.items() if v is not None}
+def on_device(batch: Mapping[str, torch.Tensor | None], place: torch.device) -> Batch:
+    """``batch`` where the model is. Packed documents are laid end to end: ``[1, b * s]``."""
+    moved = {k: v.to(place, non_blocking=True) for k, v in batch.items() if v is not None}
+    if "cu_seqlens" not in moved:
+        return moved
+    return {k: v if k == "cu_seqlens" else v.reshape(1, -1) for k, v in moved.items()}

@@ -7,7 +7,7 @@ from typing import Any
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ext.config import RunConfig
-from megatron_ext.data.indexed import IndexedCorpus
+from megatron_ext.data.held_out import HeldOut
 from megatron_ext.models.gpt import set_rotary_base
 from megatron_ext.optim.build import reset_moments, set_learning_rate
 from megatron_ext.optim.growth import PlateauState
@@ -35,7 +35,7 @@ class Trainer:
         model: list[Any],
         optimizer: Any,
         feed: Feed,
-        validation: dict[str, IndexedCorpus],
+        validation: dict[str, HeldOut],
         checkpoints: Checkpoints,
         callbacks: list[Callback],
         stop: StopRequest,
