@@ -1,0 +1,1 @@
+"""Saving and loading of training state, and what makes a checkpoint trustworthy."""
