@@ -317,7 +317,8 @@ RULES = (
         r"^(KeyError|StopIteration|AssertionError)",
         unless=r"Connection (reset|closed|refused)|ConnectionResetError|BrokenPipe|"
         r"DistBackendError|DistNetworkError|ChildFailedError|[Gg]loo|NCCL|Timed out|timed out|"
-        r"SignalException|DistStoreError|TimeoutError|No route to host|mismatch between collectives",
+        r"SignalException|DistStoreError|TimeoutError|No route to host|"
+        r"mismatch between collectives",
     ),
     _rule(
         "hang",

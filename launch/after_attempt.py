@@ -1,0 +1,207 @@
+"""What ended an attempt and what follows: evidence, class, decision, record, action."""
+
+import json
+import logging
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch import scheduler
+from megatron_ext.resilience import attempts, lease
+from megatron_ext.resilience.attempts import Attempt
+from megatron_ext.resilience.classify import Evidence, Failure, classify
+from megatron_ext.resilience.config import RestartConfig
+from megatron_ext.resilience.outcome import read_outcome
+from megatron_ext.resilience.policy import Decision, decide
+from megatron_ext.resilience.progress import newest_step, took_steps
+from megatron_ext.resilience.stop import stop_file
+
+if TYPE_CHECKING:
+    from launch.config import JobConfig
+
+log = logging.getLogger(__name__)
+TAIL_BYTES = 2 << 20
+
+
+def folder_of(run_dir: Path, attempt: Attempt) -> Path:
+    """What the watchers of an attempt wrote."""
+    return run_dir / "attempts" / attempt.attempt
+
+
+def gather(
+    run_dir: Path, attempt: Attempt, *, exit_code: int | None, asked: str, ended_silently: bool
+) -> Evidence:
+    """Everything that is known at the end of ``attempt``."""
+    outcome = read_outcome(run_dir, attempt=attempt.attempt)
+    facts = {} if ended_silently else scheduler.job(attempt.job_id, tries=3)
+    preempt = facts.get("PreemptTime", "None") not in ("None", "N/A", "")
+    return Evidence(
+        outcome=outcome.word if outcome else "",
+        outcome_cause=outcome.cause if outcome else "",
+        exit_code=exit_code,
+        asked=asked,
+        job_state=facts.get("JobState", ""),
+        preempt_time=preempt and asked == "TERM",
+        stop_file=stop_file(run_dir).exists(),
+        lost_lease=not ended_silently and lease.holder(run_dir) != attempt.attempt,
+        lost_nodes=sorted(scheduler.unusable(attempt.nodes)) if attempt.job_id else [],
+        bad_nodes=_bad_nodes(folder_of(run_dir, attempt)),
+        watch=_watch(folder_of(run_dir, attempt)),
+        log=_log(run_dir / "logs" / f"attempt-{attempt.number}.log"),
+        took_steps=took_steps(run_dir, since=attempt.started, step_before=attempt.step_before),
+        ended_silently=ended_silently,
+    )
+
+
+def _watch(folder: Path) -> dict[str, str]:
+    """The event that ended the attempt, as the supervisors recorded it."""
+    try:
+        text = (folder / "last_event.json").read_text()[:65536]
+        return {str(k): str(v) for k, v in json.loads(text).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _bad_nodes(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text()[:1000].strip() for path in folder.glob("bad_nodes/*")}
+
+
+def _log(path: Path) -> str:
+    """The two ends of the attempt's log. Length is bounded, encoding is not trusted."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(TAIL_BYTES)
+            size = file.seek(0, 2)
+            file.seek(max(len(head), size - TAIL_BYTES))
+            tail = file.read(TAIL_BYTES)
+    except OSError:
+        return ""
+    return head.decode(errors="replace") + tail.decode(errors="replace")
+
+
+def judge(
+    run_dir: Path, attempt: Attempt, failure: Failure, job: "JobConfig | None"
+) -> tuple[Decision, int]:
+    """The policy's decision on ``failure``, and the step that the run stands at."""
+    step = newest_step(run_dir)
+    past = [a for a in attempts.history(run_dir) if a.attempt != attempt.attempt]
+    decision = decide(
+        failure,
+        past,
+        config=job.slurm.restart if job else RestartConfig(),
+        progressed=step > attempt.step_before,
+        pool=scheduler.pool_size(job.cluster.partition if job else ""),
+        now=time.time(),
+    )
+    return decision, step
+
+
+def closed(
+    attempt: Attempt, failure: Failure, decision: Decision, *, step: int, restarts: int
+) -> Attempt:
+    """The attempt's record with its end filled in."""
+    return replace(
+        attempt,
+        ended=time.time(),
+        failure=failure.name,
+        root=failure.root,
+        headline=failure.headline,
+        step_after=step,
+        action=decision.action,
+        reason=decision.reason,
+        counted=decision.counted,
+        suspects=list(failure.suspects),
+        excluded=list(decision.newly),
+        in_job_restarts=restarts,
+    )
+
+
+def conclude(run_dir: Path, job: "JobConfig", name: str, *, exit_code: int, asked: str) -> Attempt:
+    """Classify and decide on the end of attempt ``name``, and write it down."""
+    attempt = next(a for a in attempts.history(run_dir) if a.attempt == name)
+    evidence = gather(run_dir, attempt, exit_code=exit_code, asked=asked, ended_silently=False)
+    failure = classify(evidence)
+    decision, step = judge(run_dir, attempt, failure, job)
+    if decision.action in ("again", "requeue") and job.slurm.restart.log_only:
+        decision = replace(decision, action="stop", reason=f"log only: would {decision.action}")
+    elif decision.action in ("again", "requeue") and not job.slurm.requeue:
+        decision = replace(decision, action="stop", reason="slurm.requeue=false")
+    elif decision.action == "again" and (asked or evidence.lost_nodes):
+        decision = replace(decision, action="requeue")  # these nodes are not ours for much longer
+    restarts = len(list(folder_of(run_dir, attempt).glob("event-*.json")))
+    record = closed(attempt, failure, decision, step=step, restarts=restarts)
+    if failure.name == "superseded":
+        # The lease is another's, and so is the history: only its own folder may be written.
+        log.warning("%s", record.line())
+        return record
+    attempts.append(run_dir, record)
+    return record
+
+
+def close_silent(run_dir: Path, attempt: Attempt) -> Attempt:
+    """Write down the end of an attempt that wrote none: its batch host died or it was killed."""
+    evidence = gather(run_dir, attempt, exit_code=None, asked="", ended_silently=True)
+    failure = classify(evidence)
+    decision, step = judge(run_dir, attempt, failure, None)
+    record = closed(attempt, failure, decision, step=step, restarts=0)
+    attempts.append(run_dir, record)
+    return record
+
+
+def set_aside(run_dir: Path) -> list[str]:
+    """Nodes that recent attempts set aside."""
+    return sorted({node for a in attempts.history(run_dir) for node in a.excluded})
+
+
+def perform(run_dir: Path, job: "JobConfig", record: Attempt) -> str:
+    """Carry the decision out; returns what the batch file has to do."""
+    notify(job.cluster.notify, run_dir, record)
+    if record.action == "again":
+        delay = _delay(run_dir, job, record)
+        time.sleep(delay)
+        return "again"
+    if record.action == "requeue":
+        exclude = sorted({*set_aside(run_dir), *job.slurm.exclude})
+        if not scheduler.requeue(record.job_id, exclude=exclude):
+            # Exit code 75: a site's RequeueExit or launch.resume takes it from here.
+            log.error(
+                "Slurm refused to requeue job %s: python -m launch.resume %s",
+                record.job_id,
+                run_dir,
+            )
+    if record.action == "stop" and record.failure != "superseded":
+        cancel_successors(run_dir)
+    return record.action
+
+
+def _delay(run_dir: Path, job: "JobConfig", record: Attempt) -> float:
+    past = [a for a in attempts.history(run_dir) if a.attempt != record.attempt]
+    failure = Failure(name=record.failure, root=record.root)
+    return decide(
+        failure, past, config=job.slurm.restart, progressed=record.progressed, pool=1, now=0.0
+    ).delay_seconds
+
+
+def cancel_successors(run_dir: Path) -> None:
+    """Cancel the jobs that were chained behind this run. Doing it twice changes nothing."""
+    try:
+        successors = json.loads((run_dir / "successors.json").read_text())
+    except (OSError, ValueError):
+        return
+    for job_id, job_name in successors.items():
+        # A controller crash may have given the id to another job: the name must fit too.
+        if scheduler.job(job_id).get("JobName") == job_name:
+            scheduler.cancel(job_id)
+
+
+def notify(command: list[str], run_dir: Path, record: Attempt) -> None:
+    """Run the site's hook. Values are arguments of their own; its failure changes nothing."""
+    if not command:
+        return
+    words = [*command, str(run_dir), record.failure, record.action, record.line()]
+    try:
+        subprocess.run(words, timeout=30, check=False, stdout=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("cluster.notify did not run: %s", error)

@@ -1,0 +1,40 @@
+"""Queue an ended run again, as it was: python -m launch.resume RUN_DIR [key=value ...]
+
+Values may change what a resume lets change; training refuses the others, naming each.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from launch.cli import refusing
+
+
+def main() -> int:
+    """Submit the saved job again from the newest good checkpoint."""
+    parser = argparse.ArgumentParser(prog="python -m launch.resume", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("overrides", nargs="*", help="dotted.key=VALUE")
+    parser.add_argument("--dry-run", action="store_true", help="print the command only")
+    args = parser.parse_intermixed_args()
+
+    from launch import compose
+    from launch.after_attempt import set_aside
+    from launch.sbatch import sbatch_command
+    from launch.submit import submit
+    from megatron_ext.resilience.stop import stop_file
+
+    job = compose.override(compose.load(args.run_dir / "config.yaml"), args.overrides)
+    job.slurm.exclude = sorted({*job.slurm.exclude, *set_aside(args.run_dir)})
+    job.run_dir = str(args.run_dir.absolute())
+    if args.dry_run:
+        print(shlex.join(sbatch_command(job, args.run_dir.absolute())))
+        return 0
+    stop_file(args.run_dir).unlink(missing_ok=True)
+    submit(job, dry_run=False, test_only=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(refusing(main))

@@ -1,0 +1,74 @@
+"""What Slurm is asked and told: argument lists in, plain values out, never a shell."""
+
+import re
+import shutil
+import subprocess
+import time
+
+UNUSABLE = re.compile(r"down|drain|fail|unk|no_respond|not_responding|maint|power|\*", re.I)
+BARE_SECONDS = 20.0
+
+
+def present() -> bool:
+    """Slurm's client commands are installed."""
+    return shutil.which("scontrol") is not None
+
+
+def ask(*words: str, tries: int = 1, wait: float = 1.0) -> str | None:
+    """Standard output of a command; None when it failed ``tries`` times."""
+    for k in range(tries):
+        if k:
+            time.sleep(wait)
+        try:
+            done = subprocess.run(
+                words, capture_output=True, text=True, timeout=BARE_SECONDS, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if done.returncode == 0:
+            return done.stdout
+    return None
+
+
+def job(job_id: str, *, tries: int = 1) -> dict[str, str]:
+    """Fields of ``scontrol show job``; empty when the controller does not answer or know it."""
+    text = ask("scontrol", "-o", "show", "job", job_id, tries=tries) if job_id else None
+    if not text:
+        return {}
+    return dict(re.findall(r"(?:^|\s)([A-Z][\w:/]*)=(.*?)(?=\s[A-Z][\w:/]*=|\s*$)", text))
+
+
+def hostnames(node_list: str) -> list[str]:
+    """``n[1-3]`` as single names."""
+    return (ask("scontrol", "show", "hostnames", node_list) or "").split() if node_list else []
+
+
+def unusable(nodes: list[str]) -> dict[str, str]:
+    """Those of ``nodes`` that cannot run a step now, each with Slurm's word for its state."""
+    if not nodes:
+        return {}
+    text = ask("sinfo", "-h", "-N", "-n", ",".join(nodes), "-o", "%N %T", tries=3) or ""
+    states = dict(line.split(None, 1) for line in text.splitlines() if " " in line)
+    return {node: state for node, state in states.items() if UNUSABLE.search(state)}
+
+
+def pool_size(partition: str = "") -> int:
+    """Nodes that a job could be given, whatever they do now; 1 when nobody answers."""
+    words = ["sinfo", "-h", "-N", "-o", "%N"] + ([f"--partition={partition}"] if partition else [])
+    return len(set((ask(*words) or "").split())) or 1
+
+
+def requeue(job_id: str, *, exclude: list[str], tries: int = 6) -> bool:
+    """Queue the running job ``job_id`` again, off ``exclude``. The caller is killed soon after.
+
+    False when the controller refused or did not answer ``tries`` times.
+    """
+    if exclude:
+        ask("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(exclude)}", tries=3)
+    return ask("scontrol", "requeue", job_id, tries=tries, wait=2.0) is not None
+
+
+def cancel(job_id: str, *, signal: str = "") -> bool:
+    """Cancel a job, or send it a signal."""
+    words = [f"--signal={signal}", "--batch"] if signal else []
+    return ask("scancel", *words, job_id, tries=3) is not None

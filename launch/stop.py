@@ -1,0 +1,36 @@
+"""Save and end a run: python -m launch.stop RUN_DIR [--now]"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from launch import scheduler
+from launch.cli import refusing
+from launch.truth import live_job
+from megatron_ext.atomic import write_text
+from megatron_ext.resilience.stop import stop_file
+
+
+def main() -> int:
+    """Leave the request in the run folder; take a waiting job out of the queue."""
+    parser = argparse.ArgumentParser(prog="python -m launch.stop", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--now", action="store_true", help="cancel the job without a save")
+    args = parser.parse_args()
+    if not (args.run_dir / "config.yaml").exists():
+        raise FileNotFoundError(f"{args.run_dir} holds no run: config.yaml is missing.")
+    write_text(stop_file(args.run_dir), "asked by launch.stop\n")
+    job_id = live_job(args.run_dir)
+    if not job_id:
+        print("asked to stop; no job of this run is queued or running here")
+        return 0
+    waiting = scheduler.job(job_id).get("JobState") == "PENDING"
+    if args.now or waiting:
+        print(f"job {job_id} {'cancelled' if scheduler.cancel(job_id) else 'not cancelled'}")
+    else:
+        print(f"job {job_id} saves after the running step and ends")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(refusing(main))

@@ -1,0 +1,153 @@
+"""Queue a run on Slurm: compose, check, write it down, submit.
+
+python -m launch.submit recipe=index_1p9b/pretrain cluster=mine slurm.nodes=8
+python -m launch.submit --dry-run ...       print the command, write and queue nothing
+python -m launch.submit --test-only ...     ask Slurm whether and when it could start
+python -m launch.submit --multirun recipe=... model.norm_head=true,false   one array
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.cli import refusing
+from launch.sbatch import CHECKOUT, sbatch_command, setup
+from megatron_ext.atomic import write_text
+
+if TYPE_CHECKING:
+    from launch.config import JobConfig
+
+
+def prepare(overrides: list[str]) -> "JobConfig":
+    """The job, checked as far as this machine can.
+
+    Raises:
+        ValueError: what would fail after hours in the queue.
+    """
+    from launch.compose import compose
+    from megatron_ext.check import check_run
+
+    job = compose(overrides)
+    job.cluster.check()
+    job.slurm.check()
+    check_run(job, world_size=job.slurm.nodes * job.cluster.ranks_per_node())
+    return job
+
+
+def record(job: "JobConfig", run_dir: Path, words: list[str]) -> None:
+    """Leave config, set-up, code version and the exact command in the run folder."""
+    from launch.attempt import private_folder
+    from launch.compose import save
+
+    private_folder(run_dir)
+    (run_dir / "logs").mkdir(mode=0o700, exist_ok=True)
+    save(job, run_dir / "config.yaml")
+    write_text(run_dir / "setup.sh", setup(job))
+    write_text(
+        run_dir / "submit.sh",
+        f"#!/bin/bash\ncd {shlex.quote(str(CHECKOUT))}\n{shlex.join(words)}\n",
+    )
+    write_text(run_dir / "code.json", json.dumps(code_version(), indent=1) + "\n")
+
+
+def code_version() -> dict[str, str]:
+    """The commit that is checked out, and what differs from it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    return {"commit": git("rev-parse", "HEAD"), "changes": git("diff", "HEAD")[: 1 << 20]}
+
+
+def queue(words: list[str]) -> str:
+    """Run sbatch; returns the job id.
+
+    Raises:
+        ValueError: Slurm refused; its own words are passed on.
+    """
+    done = subprocess.run(words, capture_output=True, text=True, cwd=CHECKOUT, check=False)
+    job_id = done.stdout.strip().split(";")[0]
+    if done.returncode or not job_id.isdigit():
+        raise ValueError(f"sbatch: {(done.stderr or done.stdout).strip()}")
+    return job_id
+
+
+def submit(job: "JobConfig", *, dry_run: bool, test_only: bool) -> None:
+    """Queue one job, or say what would be queued."""
+    run_dir = Path(job.folder()).absolute()
+    words = sbatch_command(job, run_dir)
+    if dry_run:
+        print(shlex.join(words))
+        return
+    if test_only:
+        done = subprocess.run([words[0], "--test-only", *words[2:]], cwd=CHECKOUT, check=False)
+        raise SystemExit(done.returncode)
+    refuse_live(run_dir)
+    record(job, run_dir, words)
+    job_id = queue(words)
+    write_text(run_dir / "job", f"{job_id}\n")
+    print(f"job {job_id} queued: {run_dir}")
+    print(f"  python -m launch.status {run_dir} --watch")
+
+
+def refuse_live(run_dir: Path) -> None:
+    """Refuse a run folder whose job is still in the queue or running."""
+    from launch.truth import live_job
+
+    if job_id := live_job(run_dir):
+        raise ValueError(
+            f"{run_dir} is the folder of job {job_id}, which has not ended: choose another name=, "
+            f"or end it with python -m launch.stop {run_dir}."
+        )
+
+
+def submit_array(overrides: list[str], *, dry_run: bool) -> None:
+    """One array for all combinations of comma-separated values."""
+    from launch.compose import sweep
+
+    jobs = [prepare(one) for one in sweep(overrides)]
+    base = Path(jobs[0].folder()).absolute()
+    for k, job in enumerate(jobs):
+        job.name, job.run_dir = f"{job.name}-{k}", f"{base}-{k}"
+    words = sbatch_command(jobs[0], Path(jobs[0].run_dir))
+    limit = min(jobs[0].slurm.array_limit, len(jobs))
+    listing = base.with_name(f"{base.name}.runs") / "list"
+    words[2:2] = [f"--array=0-{len(jobs) - 1}%{limit}"]
+    words[-1] = str(listing)
+    words = [w.replace("slurm-%j.log", "slurm-%A_%a.log") for w in words]
+    if dry_run:
+        print(shlex.join(words))
+        return
+    for job in jobs:
+        record(job, Path(job.run_dir), words)
+    listing.parent.mkdir(mode=0o700, exist_ok=True)
+    write_text(listing.with_name("setup.sh"), setup(jobs[0]))
+    write_text(listing, "".join(f"{job.run_dir}/config.yaml\n" for job in jobs))
+    print(f"array {queue(words)} queued: {len(jobs)} runs, {limit} at once: {base}-*")
+
+
+def main() -> None:
+    """Parse and submit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="+", help="GROUP=CHOICE or dotted.key=VALUE")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--test-only", action="store_true")
+    parser.add_argument("--multirun", action="store_true")
+    args = parser.parse_intermixed_args()
+    if args.multirun:
+        submit_array(args.overrides, dry_run=args.dry_run)
+    else:
+        submit(prepare(args.overrides), dry_run=args.dry_run, test_only=args.test_only)
+
+
+if __name__ == "__main__":
+    sys.exit(refusing(main))

@@ -1,0 +1,147 @@
+"""The state of a run: what its folder proves, and what Slurm says beside it."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch import scheduler
+from megatron_ext.resilience import attempts
+from megatron_ext.resilience.attempts import Attempt
+from megatron_ext.resilience.outcome import read_outcome
+from megatron_ext.resilience.progress import last_metrics, newest_step
+
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"}
+QUIET_SECONDS = 600.0
+
+
+@dataclass(kw_only=True)
+class State:
+    """What a person on call asks first."""
+
+    run_dir: str
+    truth: str
+    """finished, stopped, refused, running, waiting, given up, quiet or new."""
+
+    job_id: str = ""
+    slurm: str = ""
+    """Slurm's state and, while it waits, the reason and for how long."""
+
+    step: int = 0
+    total_steps: int = 0
+    saved_step: int = 0
+    loss: float | None = None
+    tokens: int = 0
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+    last_sign_seconds: float | None = None
+    """Age of the newest line of metrics.jsonl."""
+
+    excluded: list[str] = field(default_factory=list)
+    cause: str = ""
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+
+
+def job_id_of(run_dir: Path, past: list[Attempt]) -> str:
+    """The job that was queued for the run last."""
+    try:
+        return (run_dir / "job").read_text().strip()
+    except OSError:
+        return next((a.job_id for a in reversed(past) if a.job_id), "")
+
+
+def facts_of(run_dir: Path, past: list[Attempt]) -> dict[str, str]:
+    """Slurm's record of that job, if it is still this run's: job ids are reused after a crash."""
+    if not scheduler.present() or not (job_id := job_id_of(run_dir, past)):
+        return {}
+    facts = scheduler.job(job_id)
+    return facts if str(run_dir.absolute()) in facts.get("StdOut", "") + _command(facts) else {}
+
+
+def _command(facts: dict[str, str]) -> str:
+    return facts.get("Command", "") + facts.get("WorkDir", "")
+
+
+def live_job(run_dir: Path) -> str:
+    """Id of a job of this run that is queued or running; empty without one."""
+    facts = facts_of(run_dir, attempts.history(run_dir))
+    state = facts.get("JobState", "")
+    return facts.get("JobId", "") if state and state not in ENDED else ""
+
+
+def look(run_dir: Path) -> State:
+    """The state of the run in ``run_dir``; needs no Slurm.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+    """
+    if not (run_dir / "config.yaml").exists():
+        raise FileNotFoundError(f"{run_dir} holds no run: config.yaml is missing.")
+    past = attempts.history(run_dir)
+    facts = facts_of(run_dir, past)
+    metrics = last_metrics(run_dir)
+    state = State(run_dir=str(run_dir), truth="new", saved_step=newest_step(run_dir))
+    state.job_id = facts.get("JobId", "") or job_id_of(run_dir, past)
+    state.slurm = _slurm_line(facts)
+    state.step = int(metrics.get("step", 0))
+    state.loss, state.tokens = metrics.get("loss"), int(metrics.get("tokens", 0))
+    if metrics:
+        state.last_sign_seconds = time.time() - (run_dir / "metrics.jsonl").stat().st_mtime
+    _forecast(state, run_dir, metrics)
+    state.excluded = sorted({node for a in past for node in a.excluded})
+    state.attempts = [asdict(a) | {"line": a.line()} for a in past]
+    state.truth, state.cause = _truth(run_dir, state, past, facts)
+    return state
+
+
+def _slurm_line(facts: dict[str, str]) -> str:
+    if not facts:
+        return ""
+    line = facts["JobState"]
+    if line == "PENDING":
+        line += f" ({facts.get('Reason', '')}) since {facts.get('SubmitTime', '?')}"
+    return line
+
+
+def _forecast(state: State, run_dir: Path, metrics: dict[str, Any]) -> None:
+    """Total steps by the plan; rate and ETA from the newest step."""
+    from launch.compose import load
+    from megatron_ext.train.phases import Plan
+
+    try:
+        state.total_steps = Plan.of(load(run_dir / "config.yaml")).total_steps
+    except (ValueError, AttributeError, ImportError):
+        return  # a plan that cannot be read takes away the forecast and nothing else
+    seconds = metrics.get("seconds") or metrics.get("step_seconds")
+    if seconds:
+        size = metrics.get("global_batch_size", 0) * metrics.get("seq_length", 0)
+        state.tokens_per_second = size / seconds
+        state.eta_seconds = max(0, state.total_steps - state.step) * seconds
+
+
+def _truth(
+    run_dir: Path, state: State, past: list[Attempt], facts: dict[str, str]
+) -> tuple[str, str]:
+    """The word, and why. The folder outranks Slurm's word."""
+    outcome = read_outcome(run_dir)
+    if outcome is not None and (outcome.word != "stopped" or not _lives(facts)):
+        return outcome.word, outcome.cause
+    if facts.get("JobState") == "PENDING":
+        return "waiting", facts.get("Reason", "")
+    last = past[-1] if past else None
+    if last is not None and last.action in ("stop", "hold"):
+        return "given up", f"{last.failure}: {last.reason}"
+    if _lives(facts):
+        return "running", ""
+    quiet = state.last_sign_seconds
+    if last is not None and last.ended is None and quiet is not None and quiet < QUIET_SECONDS:
+        return "running", ""
+    if last is not None and last.ended is None:
+        return "quiet", "an attempt began and neither ended nor gave a sign"
+    if last is not None:
+        return "quiet", f"after {last.failure}, and no job is queued"
+    return ("running", "") if quiet is not None and quiet < QUIET_SECONDS else ("new", "")
+
+
+def _lives(facts: dict[str, str]) -> bool:
+    return bool(facts) and facts.get("JobState") not in ENDED
