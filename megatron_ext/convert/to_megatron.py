@@ -1,0 +1,163 @@
+"""Hugging Face folder to distributed checkpoint, streaming: one tensor in memory at a time.
+
+Every rule moves whole rows, so each piece is read from the Hugging Face file straight into its
+place in the Megatron tensor, whatever the fusing. Nothing is held twice.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_ext.checkpoint.folder import seal
+from megatron_ext.checkpoint.index import StoredTensor
+from megatron_ext.checkpoint.shard import Slot
+from megatron_ext.convert.described import ASSET, RUN, description, run_json, run_of
+from megatron_ext.convert.hf_config import RECORD, read_config
+from megatron_ext.convert.huggingface import HuggingFaceFolder, open_folder
+from megatron_ext.convert.moves import Move, match, moves
+from megatron_ext.convert.report import Report
+from megatron_ext.convert.sharded_writer import Files, add_files, finish, slot, write_tensors
+from megatron_ext.convert.stored import Stored
+from megatron_ext.convert.unfinished import whole_or_absent
+from megatron_ext.convert.workers import Progress
+from megatron_ext.models.config import ModelConfig
+
+WEIGHTS = (torch.float32, torch.float16, torch.bfloat16)
+TOKENIZERS = ("tokenizer.model", "tokenizer.json", "arcade100k.tiktoken")
+
+logger = logging.getLogger(__name__)
+
+
+def to_megatron(
+    source: Path,
+    target: Path,
+    *,
+    workers: int = 2,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Convert a model folder to a checkpoint that loads at any parallel sizes.
+
+    Args:
+        source: a Hugging Face folder.
+        target: must not exist yet.
+        workers: threads.
+        dtype: of the written weights; None keeps each tensor's own.
+        progress: told bytes done and bytes in all.
+
+    Raises:
+        ValueError: no table reads the folder; nothing is left behind.
+    """
+    folder = open_folder(source)
+    model = read_config(folder.config)
+    found, left_out = match(folder.tensors, model)
+    for name, stored in found.items():
+        if stored.dtype not in WEIGHTS:
+            raise ValueError(f"{stored.path}: {name} is {stored.dtype}, which is not a weight.")
+    plan = moves(model)
+    report = _report(folder, source, target, model, left_out)
+    with whole_or_absent(target) as aside:
+        table, files = _write_tensors(aside, plan, found, model, report, workers, dtype, progress)
+        _describe(aside, folder, model, report, files | finish(aside, table, {}))
+    report.close(plan)
+    return report
+
+
+def _write_tensors(
+    aside: Path,
+    plan: list[Move],
+    found: dict[str, Stored],
+    model: ModelConfig,
+    report: Report,
+    workers: int,
+    dtype: torch.dtype | None,
+    progress: Callable[[int, int], None],
+) -> tuple[dict[str, StoredTensor], Files]:
+    def cost(move: Move) -> int:
+        return prod(move.shape) * found[move.pieces[0].name].dtype.itemsize
+
+    def make(move: Move) -> Slot:
+        tensor, padding = assemble(move, found, model)
+        if dtype is not None:
+            tensor = tensor.to(dtype)
+        name = str(tensor.dtype).removeprefix("torch.")
+        report.add(move, dtype=name, size=tensor.nbytes, padding_rows=padding)
+        return slot(move.key, tensor, layer=move.layer, layers=model.num_layers)
+
+    done = Progress(sum(map(cost, plan)), progress)
+    return write_tensors(aside, plan, make, cost=cost, workers=workers, done=done)
+
+
+def assemble(move: Move, found: dict[str, Stored], model: ModelConfig) -> tuple[torch.Tensor, int]:
+    """One Megatron tensor, its vocabulary padded with zero rows, and how many those are.
+
+    Raises:
+        ValueError: its parts are of different dtypes.
+    """
+    dtypes = {found[name].dtype for name in move.sources()}
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"{' and '.join(move.sources())} have different dtypes "
+            f"({', '.join(sorted(map(str, dtypes)))}), and {move.name} is one tensor."
+        )
+    rows = move.shape[0]
+    if move.rule.megatron in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        rows = model.padded_vocab(1)
+    tensor = torch.empty((rows, *move.shape[1:]), dtype=dtypes.pop())
+    tensor[move.shape[0] :].zero_()
+    for piece in move.pieces:
+        part = tensor[piece.row : piece.row + piece.rows]
+        found[piece.name].read_rows(part, row=piece.source_row)
+    return tensor, rows - move.shape[0]
+
+
+def _report(
+    folder: HuggingFaceFolder,
+    source: Path,
+    target: Path,
+    model: ModelConfig,
+    left_out: dict[str, str],
+) -> Report:
+    report = Report("hf-to-megatron", str(source), str(target))
+    report.family, report.layers = model.family, model.num_layers
+    report.vocab_size, report.padded_vocab = model.vocab_size, model.padded_vocab(1)
+    report.rotary_base, report.rotary_percent = model.rotary_base, model.rotary_percent
+    report.tied = not model.untie_embeddings_and_output_weights
+    report.left_out = left_out
+    report.tokenizer_sha256 = tokenizer_sha256(source)
+    if model.norm_head:
+        report.head = "norm-head, raw rows"
+    if folder.config.get(RECORD, {}).get("norm_head_folded"):
+        report.head = "norm-head, folded"
+        report.warnings.append(
+            "this export was folded: its head rows have length 1 and the raw lengths are lost. "
+            "The model computes the same, but training goes on with another effective step size "
+            "of the head (it scales with 1 / length). Continue from the raw checkpoint instead."
+        )
+    for warning in report.warnings:
+        logger.warning(warning)
+    return report
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Hash of the file that defines the tokenizer; empty when there is none."""
+    for name in TOKENIZERS:
+        if (folder / name).is_file():
+            return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return ""
+
+
+def _describe(
+    aside: Path, folder: HuggingFaceFolder, model: ModelConfig, report: Report, files: Files
+) -> None:
+    small = {ASSET + asset.name: asset.read_bytes() for asset in folder.assets()}
+    files = files | add_files(aside, small | {RUN: run_json(run_of(model, "converted"))})
+    keys = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id", RECORD)
+    origin: dict[str, Any] = {key: folder.config[key] for key in keys if key in folder.config}
+    about = description(model, source=origin, tokenizer_sha256=report.tokenizer_sha256)
+    seal(aside, about, files)

@@ -1,0 +1,1 @@
+"""Checkpoint to checkpoint changes: depth up-scaling."""
