@@ -15,7 +15,7 @@ from megatron_ext.train.feed import Feed
 from megatron_ext.train.loop import Trainer
 from megatron_ext.train.phases import Plan
 from megatron_ext.train.saving import Checkpoints
-from megatron_ext.train.sources import open_sources, open_validation
+from megatron_ext.train.sources import describe_tokenizer, open_sources, open_validation
 from megatron_ext.train.step import connect
 
 
@@ -46,7 +46,7 @@ def build_trainer(run: RunConfig, *, env: Env, groups: ProcessGroupCollection) -
         optimizer=optimizer,
         feed=feed,
         validation=open_validation(run, plan),
-        checkpoints=Checkpoints(run),
+        checkpoints=Checkpoints(run, about=describe_tokenizer(run)),
         callbacks=callbacks(run),
         stop=StopRequest.install(
             Path(run.folder()) if env.rank == 0 else None, attempt=env.attempt

@@ -68,10 +68,12 @@ class Trainer:
                 self.end_phase()
             elif self.state.step % self.run.checkpoint.interval_steps == 0:
                 self.save()
+            else:
+                self._saved(self.checkpoints.poll())
 
         outcome = "finished" if self.plan.finished(self.state) else "stopped"
         self.save()
-        self.checkpoints.finish()
+        self._saved(self.checkpoints.finish())
         for callback in self.callbacks:
             callback.after_training(self, outcome)
         return outcome
@@ -154,13 +156,17 @@ class Trainer:
         phase, state = self.phase, self.state
         state.ledger = self.feed.phase(phase, state).ledger_at(state.phase_samples)
         state.phase += 1
-        state.phase_step = state.phase_tokens = state.phase_samples = 0
+        state.phase_step = state.phase_tokens = state.phase_samples = state.anchor_tokens = 0
         state.growth = {}
         self.enter_phase(new=True)
-        self.save(keep=True)
+        self.save(pinned=True)
 
-    def save(self, *, keep: bool = False) -> None:
+    def save(self, *, pinned: bool = False) -> None:
         """Write a checkpoint of the present step, unless there is one."""
-        if self.state.step and (path := self.checkpoints.save(self, keep=keep)):
+        if self.state.step:
+            self._saved(self.checkpoints.save(self, pinned=pinned))
+
+    def _saved(self, path: Path | None) -> None:
+        if path is not None:
             for callback in self.callbacks:
                 callback.after_save(self, path)

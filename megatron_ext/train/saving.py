@@ -1,14 +1,16 @@
 """When the trainer saves, which checkpoint it starts from, and what it says about it."""
 
+import dataclasses
+import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from megatron_ext.checkpoint import folder as checkpoints
-from megatron_ext.checkpoint.load import load
-from megatron_ext.checkpoint.save import AsyncSave, save
+from megatron_ext.checkpoint.diff import refuse, resume_diff
+from megatron_ext.checkpoint.folder import describe
+from megatron_ext.checkpoint.load import load, stored_run
+from megatron_ext.checkpoint.save import PendingSave, Staging, begin
+from megatron_ext.checkpoint.shelf import Shelf
 from megatron_ext.config import RunConfig
 from megatron_ext.train.state import TrainState
 
@@ -21,66 +23,125 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one run. Every rank calls every method."""
 
-    def __init__(self, run: RunConfig):
-        self.run = run
-        self.folder = Path(run.folder()) / "checkpoints"
+    def __init__(self, run: RunConfig, *, about: dict[str, Any]):
+        self.run, self.about = run, about
+        self.shelf = Shelf(Path(run.folder()) / "checkpoints", keep=run.checkpoint.keep)
         self.saved_step = 0
-        self._pending: AsyncSave | None = None
+        self._staging = Staging() if run.checkpoint.asynchronous else None
+        self._pending: PendingSave | None = None
 
     def resume(self, trainer: "Trainer") -> None:
-        """Load the newest good checkpoint of this run, else ``checkpoint.load``, else nothing."""
-        path, broken = checkpoints.newest_good(self.folder)
+        """Load the newest good checkpoint of this run, else ``checkpoint.load``, else nothing.
+
+        Raises:
+            ValueError: the checkpoint is of another model or text than this run asks for.
+        """
+        path, broken = self.shelf.newest_good()
         for bad, why in broken:
             log.warning("skipping broken checkpoint %s: %s", bad, why)
+        wanted = self.run.checkpoint
         if path is not None:
-            self._load(trainer, path, optimizer=True)
+            self._report_changes(path, resuming=True)
+            trainer.state = self._load(trainer, path, optimizer=True, verified=True)
+            if changes_feeding(stored_run(path), self.run, trainer.state.phase):
+                trainer.state.rebase()
             self.saved_step = trainer.state.step
-        elif self.run.checkpoint.load:
-            self._load(
-                trainer,
-                Path(self.run.checkpoint.load),
-                optimizer=self.run.checkpoint.load_optimizer,
+        elif wanted.load:
+            self._report_changes(Path(wanted.load), resuming=False)
+            parent = self._load(
+                trainer, Path(wanted.load), optimizer=wanted.load_optimizer, verified=False
             )
-            # Another run's weights: this run's own phases begin at their beginning.
-            trainer.state = TrainState(ledger=trainer.state.ledger)
+            # Another run's weights, this run's own phases; text that is consumed stays so.
+            trainer.state = TrainState(ledger=parent.consumed or parent.ledger)
         else:
             log.info("starting from fresh weights")
 
-    def _load(self, trainer: "Trainer", path: Path, *, optimizer: bool) -> None:
-        state = load(
+    def _report_changes(self, path: Path, *, resuming: bool) -> None:
+        """Say what differs from the stored configuration; refuse what cannot be.
+
+        A run that starts from another one's weights has phases and text of its own, so only
+        a different model is refused, and that by loading itself.
+        """
+        phase = describe(path)["phase"] if resuming else 0
+        differences = resume_diff(stored_run(path), as_plain(self.run), phase=phase)
+        for difference in differences:
+            log.info("changed: %s", difference)
+        if resuming:
+            refuse(differences)
+
+    def _load(
+        self, trainer: "Trainer", path: Path, *, optimizer: bool, verified: bool
+    ) -> TrainState:
+        stored = load(
             path,
             run=self.run,
             chunks=trainer.model,
-            optimizer=trainer.optimizer if optimizer else None,
+            optimizer=trainer.optimizer,
             groups=trainer.groups,
+            load_optimizer=optimizer,
+            verified=verified,
+            about=self.about,
         )
-        trainer.state = TrainState.from_dict(state)
-        log.info("loaded %s: step %d, %d tokens", path, trainer.state.step, trainer.state.tokens)
+        state = TrainState.from_dict(stored)
+        log.info("loaded %s: step %d, %d tokens", path, state.step, state.tokens)
+        return state
 
-    def save(self, trainer: "Trainer", *, keep: bool = False) -> Path | None:
-        """Write the present step; None when it is saved already."""
-        step = trainer.state.step
-        if step == self.saved_step:
+    def save(self, trainer: "Trainer", *, pinned: bool = False) -> Path | None:
+        """Write the present step; the path once it is whole, None where there is nothing to do.
+
+        With ``checkpoint.asynchronous`` the path is returned by a later ``poll`` or ``finish``.
+        """
+        state = trainer.state
+        if state.step == self.saved_step:
             return None
         self.finish()
-        path = save(
-            self.folder,
+        self.saved_step = state.step
+        stored = dataclasses.replace(state, consumed=trainer.ledger())
+        self._pending = begin(
+            self.shelf.folder,
             run=self.run,
             chunks=trainer.model,
             optimizer=trainer.optimizer,
-            state=trainer.state.as_dict(),
+            state=stored.as_dict(),
             groups=trainer.groups,
-            asynchronous=self.run.checkpoint.asynchronous,
-            permanent=keep,
+            about=self.about,
+            pinned=pinned,
+            staging=self._staging,
         )
-        self.saved_step = step
-        self._retain()
+        return None if self._staging else self.finish()
+
+    def poll(self) -> Path | None:
+        """The checkpoint that was written in the background, once it is whole on all ranks."""
+        if self._pending is None or (path := self._pending.poll()) is None:
+            return None
+        return self._shelve(path)
+
+    def finish(self) -> Path | None:
+        """Wait for a save that is under way; the path of what it wrote."""
+        return None if self._pending is None else self._shelve(self._pending.finish())
+
+    def _shelve(self, path: Path) -> Path:
+        self._pending = None
+        for old in self.shelf.added(path, read_back=self._staging is not None):
+            log.info("deleted %s", old)
+        log.info("saved %s", path)
         return path
 
-    def _retain(self) -> None:
-        if torch.distributed.get_rank() == 0:
-            checkpoints.retain(self.folder, keep=self.run.checkpoint.keep)
-        torch.distributed.barrier()
 
-    def finish(self) -> None:
-        """Wait for a save that is still being written."""
+def changes_feeding(stored: dict[str, Any], run: RunConfig, phase: int) -> bool:
+    """Whether the running phase would now draw other windows than the stored run did.
+
+    Batch and world size do not matter: samples are numbered over the job.
+    """
+    if phase >= len(run.phases) or phase >= len(stored["phases"]):
+        return False
+    asked = json.loads(json.dumps(dataclasses.asdict(run)))
+
+    def feeding(config: dict[str, Any]) -> list[Any]:
+        keys = ("tokens", "mixture", "mixture_end", "ramp_power")
+        length = config["phases"][phase]["seq_length"] or config["batch"]["seq_length"]
+        return [length, list(config["data"]["sources"])] + [
+            config["phases"][phase][k] for k in keys
+        ]
+
+    return feeding(stored) != feeding(asked)

@@ -12,6 +12,7 @@ from megatron_ext.data.config import SourceConfig
 from megatron_ext.data.held_out import HeldOut
 from megatron_ext.data.indexed import IndexedCorpus
 from megatron_ext.data.tokenizer import file_sha256
+from megatron_ext.train.config import PhaseConfig
 from megatron_ext.train.phases import Phase, Plan
 from megatron_ext.train.state import TrainState
 
@@ -125,18 +126,40 @@ def _shares(phase: Phase, sources: dict[str, IndexedCorpus]) -> dict[str, float]
     }
 
 
+def describe_tokenizer(run: RunConfig) -> dict[str, Any]:
+    """What a checkpoint says of the tokenizer; nothing where none is named."""
+    path = run.data.tokenizer.path
+    return {"tokenizer_sha256": file_sha256(path)} if path else {}
+
+
 def open_phase(
     run: RunConfig, phase: Phase, sources: dict[str, IndexedCorpus], state: TrainState
 ) -> Samples:
-    """The samples of ``phase``, from the ledger with which it began."""
+    """The samples of ``phase`` from the state's anchor on."""
     if run.data.synthetic:
         return SyntheticBatches(run, phase)
-    skipped = [(s["first"], s["past"]) for s in state.skipped if s["phase"] == phase.index]
     return PhaseBatches(
-        replace(phase.config, seq_length=phase.seq_length, tokens=phase.tokens),
+        _from_anchor(phase, sources, state.anchor_tokens),
         sources,
         state.ledger,
         seed=run.seed,
         cache=run.data.index_cache,
-        skipped=skipped,
+        skipped=[(s["first"], s["past"]) for s in state.skipped if s["phase"] == phase.index],
     )
+
+
+def _from_anchor(
+    phase: Phase, sources: dict[str, IndexedCorpus], anchor_tokens: int
+) -> PhaseConfig:
+    """The rest of the phase as a phase: a ramp begins at the shares it has reached."""
+    config = replace(phase.config, seq_length=phase.seq_length, tokens=phase.tokens)
+    if not anchor_tokens:
+        return config
+    start = config.mixture or in_proportion(sources)
+    end = config.mixture_end or start
+    reached = (anchor_tokens / phase.tokens) ** config.ramp_power
+    mixture = {
+        name: (1 - reached) * start.get(name, 0.0) + reached * end.get(name, 0.0)
+        for name in {**start, **end}
+    }
+    return replace(config, mixture=mixture, tokens=phase.tokens - anchor_tokens)

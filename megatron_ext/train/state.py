@@ -18,16 +18,31 @@ class TrainState:
     phase_step: int = 0
     phase_tokens: int = 0
     phase_samples: int = 0
-    """Address of the next sample within the phase: resuming needs no replay."""
+    """Address of the next sample, counted from the anchor: resuming needs no replay."""
+
+    anchor_tokens: int = 0
+    """Tokens of the phase at which ``ledger`` was taken: 0, or where its feeding was changed."""
 
     ledger: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each source had given when the phase began (megatron_ext/data/ledger.py)."""
+    """What each source had given at the anchor (megatron_ext/data/ledger.py)."""
+
+    consumed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each source has given by now. Filled in when saved."""
 
     growth: dict[str, Any] = field(default_factory=dict)
     """State of the batch growth on plateaus, empty where the phase has none."""
 
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Windows of data that were skipped on purpose, each with its reason."""
+
+    def rebase(self) -> None:
+        """Anchor the ledger here: from now on the phase draws other windows than before.
+
+        Everything consumed so far stays consumed, so nothing is repeated or left out.
+        """
+        self.ledger, self.anchor_tokens = self.consumed, self.phase_tokens
+        self.phase_samples = 0
+        self.skipped = [s for s in self.skipped if s["phase"] != self.phase]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
