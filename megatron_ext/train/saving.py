@@ -135,13 +135,17 @@ def changes_feeding(stored: dict[str, Any], run: RunConfig, phase: int) -> bool:
     """
     if phase >= len(run.phases) or phase >= len(stored["phases"]):
         return False
-    asked = json.loads(json.dumps(dataclasses.asdict(run)))
 
     def feeding(config: dict[str, Any]) -> list[Any]:
-        keys = ("tokens", "mixture", "mixture_end", "ramp_power")
-        length = config["phases"][phase]["seq_length"] or config["batch"]["seq_length"]
-        return [length, list(config["data"]["sources"])] + [
-            config["phases"][phase][k] for k in keys
-        ]
+        own = config["phases"][phase]
+        shares = [own[k] for k in ("tokens", "mixture", "mixture_end", "ramp_power")]
+        length = own["seq_length"] or config["batch"]["seq_length"]
+        return [length, list(config["data"]["sources"]), *shares]
 
-    return feeding(stored) != feeding(asked)
+    return feeding(stored) != feeding(as_plain(run))
+
+
+def as_plain(run: RunConfig) -> dict[str, Any]:
+    """``run`` as JSON would bring it back."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(run)))
+    return plain

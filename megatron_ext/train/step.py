@@ -71,7 +71,7 @@ def masked_loss(mask_BS: Tensor, loss_BS: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def run_schedule(
-    chunks: list[torch.nn.Module],
+    chunks: list[Any],
     batches: Callable[[], Iterator[Batch]],
     *,
     num_microbatches: int,
@@ -117,7 +117,7 @@ def _total(reports: list[Tensor], groups: ProcessGroupCollection) -> tuple[float
 
 
 def train_step(
-    chunks: list[torch.nn.Module],
+    chunks: list[Any],
     optimizer: Any,
     batches: Callable[[], Iterator[Batch]],
     *,
@@ -148,7 +148,7 @@ def train_step(
     )
 
 
-def connect(chunks: list[torch.nn.Module], optimizer: Any) -> None:
+def connect(chunks: list[Any], optimizer: Any) -> None:
     """Tell Megatron's schedules how to scale losses and finish gradients."""
     for chunk in chunks:
         config = chunk.config

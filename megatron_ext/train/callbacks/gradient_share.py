@@ -52,7 +52,7 @@ def _add_squares(chunk: Any, squares: torch.Tensor, groups: Any) -> None:
             squares[_slot(name, offsets, len(squares))] += gradient.double().square().sum()
 
 
-def _layer_numbers(module: torch.nn.Module) -> list[int]:
+def _layer_numbers(module: Any) -> list[int]:
     return [layer.layer_number - 1 for layer in module.decoder.layers]
 
 
@@ -64,7 +64,7 @@ def _slot(name: str, numbers: list[int], slots: int) -> int:
     return slots - 1 if "output_layer" in name else 0
 
 
-def _own_gradient(chunk: Any, param: torch.nn.Parameter, dp_group: Any) -> list[torch.Tensor]:
+def _own_gradient(chunk: Any, param: Any, dp_group: Any) -> list[torch.Tensor]:
     """The pieces of ``param``'s summed gradient that this data-parallel rank answers for.
 
     With the distributed optimizer only the own shard of each bucket holds the sum; without it
