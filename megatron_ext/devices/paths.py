@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from megatron_ext.config import RunConfig
 from megatron_ext.devices.cuda import architecture, refuse_precision
-from megatron_ext.devices.precision import stays_high
 from megatron_ext.devices.probe import BROKEN, Probe, require
 
 Capability = tuple[int, int] | None
@@ -103,8 +102,10 @@ def _device(run: RunConfig, capability: Capability) -> Path:
     precision = run.precision
     formats = precision.word()
     if precision.fp8 is not None:
-        high = sorted(set(stays_high(precision)) - {"residual stream"})
-        formats += f" in the blocks' linear layers; higher: {', '.join(high)}"
+        formats += " in the blocks' linear layers, bf16 around them, fp32 loss and masters"
+    if precision.first_last_layers_bf16:
+        first, last = precision.num_layers_at_start_in_bf16, precision.num_layers_at_end_in_bf16
+        formats += f"; the first {first} and last {last} blocks in bf16"
     if capability is None:
         return Path("device", f"CPU over gloo, {formats}", "correct, and far slower than a GPU")
     major, minor = capability
