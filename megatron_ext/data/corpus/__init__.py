@@ -1,0 +1,1 @@
+"""The real bilingual corpus: fetched from registry packages, never committed."""
