@@ -99,13 +99,14 @@ def _child(node: Any, part: str, parent: str, text: str) -> Any:
         return node[int(part)]
     if not isinstance(node, DictConfig):
         raise ValueError(f"{text}: {parent} is a single value and has no key {part}.")
-    if part not in node and OmegaConf.get_type(node) is dict:
+    known = set(node.keys())  # `in` would deny keys that have no value yet
+    if part not in known and OmegaConf.get_type(node) is dict:
         element = node._metadata.element_type
         if is_dataclass(element):
             node[part] = OmegaConf.structured(element)
             return node[part]
         return None
-    if part not in node:
+    if part not in known:
         raise ValueError(f"{text}: there is no key {_joined(parent, part)}; {_hint(part, node)}")
     return None if OmegaConf.is_missing(node, part) else node[part]
 
@@ -122,11 +123,12 @@ def _hint(part: str, node: DictConfig) -> str:
 
 def _set(node: Any, last: str, value: Any, text: str) -> None:
     try:
-        key = int(last) if isinstance(node, ListConfig) else last
-        if isinstance(value, dict):
-            OmegaConf.update(node, last, value, merge=True)
+        if isinstance(node, ListConfig):
+            node[int(last)] = OmegaConf.merge(node[int(last)], value)
+        elif isinstance(value, dict | list):  # a merge turns plain items into typed ones
+            node[last] = OmegaConf.merge(node, {last: value})[last]
         else:
-            node[key] = value
+            node[last] = value
     except OmegaConfBaseException as error:
         raise ValueError(f"{text}: {_first_line(error)}.") from error
 

@@ -10,6 +10,7 @@ from megatron_ext.models.gpt import build_model
 from megatron_ext.optim.build import build_optimizer
 from megatron_ext.parallel.env import Env
 from megatron_ext.resilience.stop import StopRequest
+from megatron_ext.train.callback import Callback
 from megatron_ext.train.callbacks import callbacks
 from megatron_ext.train.feed import Feed
 from megatron_ext.train.loop import Trainer
@@ -19,8 +20,17 @@ from megatron_ext.train.sources import describe_tokenizer, open_sources, open_va
 from megatron_ext.train.step import connect
 
 
-def build_trainer(run: RunConfig, *, env: Env, groups: ProcessGroupCollection) -> Trainer:
+def build_trainer(
+    run: RunConfig,
+    *,
+    env: Env,
+    groups: ProcessGroupCollection,
+    first: tuple[Callback, ...] = (),
+) -> Trainer:
     """Everything that ``run`` needs on this rank; every rank must call this.
+
+    Args:
+        first: callbacks of the launcher, before those that the run asks for.
 
     Raises:
         ValueError: the run cannot be built, or its data cannot feed it.
@@ -47,7 +57,7 @@ def build_trainer(run: RunConfig, *, env: Env, groups: ProcessGroupCollection) -
         feed=feed,
         validation=open_validation(run, plan),
         checkpoints=Checkpoints(run, about=describe_tokenizer(run)),
-        callbacks=callbacks(run),
+        callbacks=[*first, *callbacks(run)],
         stop=StopRequest.install(
             Path(run.folder()) if env.rank == 0 else None, attempt=env.attempt
         ),

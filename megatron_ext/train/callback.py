@@ -19,11 +19,17 @@ class Callback:
     def before_training(self, trainer: "Trainer") -> None:
         """Once, after a checkpoint was loaded and before the first step."""
 
+    def before_step(self, trainer: "Trainer") -> None:
+        """Before the step's first micro-batch is fetched."""
+
     def after_step(self, trainer: "Trainer", metrics: Metrics) -> None:
         """After the optimizer step; gradients still stand. ``metrics`` may be added to."""
 
     def after_evaluation(self, trainer: "Trainer", losses: dict[str, float]) -> None:
         """With the mean validation loss of each domain, in nats per token."""
+
+    def before_save(self, trainer: "Trainer") -> None:
+        """Before the state of this step is written."""
 
     def after_save(self, trainer: "Trainer", path: Path) -> None:
         """After a checkpoint was written and verified."""

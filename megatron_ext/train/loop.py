@@ -61,6 +61,8 @@ class Trainer:
 
         # requested() asks every rank, so that all of them leave at the same step.
         while not self.plan.finished(self.state) and not self.stop.requested():
+            for callback in self.callbacks:
+                callback.before_step(self)
             metrics = self.step()
             for callback in self.callbacks:
                 callback.after_step(self, metrics)

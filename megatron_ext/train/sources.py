@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from megatron_ext.checkpoint.folder import sha256_of
 from megatron_ext.config import RunConfig
 from megatron_ext.data.batches import PhaseBatches, collate, in_proportion
 from megatron_ext.data.config import SourceConfig
 from megatron_ext.data.held_out import HeldOut
 from megatron_ext.data.indexed import IndexedCorpus
-from megatron_ext.data.tokenizer import file_sha256
 from megatron_ext.train.config import PhaseConfig
 from megatron_ext.train.phases import Phase, Plan
 from megatron_ext.train.state import TrainState
@@ -85,7 +86,7 @@ def _open(
     run: RunConfig, wanted: Mapping[str, SourceConfig], *, key: str
 ) -> dict[str, IndexedCorpus]:
     tokenizer = run.data.tokenizer.path
-    digest = file_sha256(tokenizer) if tokenizer else ""
+    digest = sha256_of(Path(tokenizer)) if tokenizer else ""
     opened = {}
     for name, source in wanted.items():
         if not source.path:
@@ -129,7 +130,7 @@ def _shares(phase: Phase, sources: dict[str, IndexedCorpus]) -> dict[str, float]
 def describe_tokenizer(run: RunConfig) -> dict[str, Any]:
     """What a checkpoint says of the tokenizer; nothing where none is named."""
     path = run.data.tokenizer.path
-    return {"tokenizer_sha256": file_sha256(path)} if path else {}
+    return {"tokenizer_sha256": sha256_of(Path(path))} if path else {}
 
 
 def open_phase(

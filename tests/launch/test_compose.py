@@ -62,3 +62,13 @@ def test_a_saved_job_is_only_data(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"config\.yaml"):
         compose.load(tmp_path / "config.yaml")
+
+
+def test_whole_phases_and_new_sources_can_be_given():
+    job = compose.compose(
+        [RECIPE, "phases=[{tokens: 64, schedule: {name: cosine}}, {tokens: 8}]",
+         "data.sources.web.path=a/b", "name=x"]
+    )  # fmt: skip
+    assert [p.tokens for p in job.phases] == [64, 8]
+    assert job.phases[0].schedule.name == "cosine"
+    assert job.data.sources["web"].path == "a/b"
