@@ -2,15 +2,15 @@
 
 import json
 from dataclasses import asdict, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from megatron_ext.checkpoint.folder import describe
 from megatron_ext.config import RunConfig
 from megatron_ext.models.config import ModelConfig
-from megatron_ext.train.config import PhaseConfig
 
-RUN = "run.json"
+RUN, STATE = "run.json", "state.json"
 ASSET = "huggingface."
 """Prefix of tokenizer and generation files that travel in a checkpoint (which has no folders)."""
 
@@ -35,15 +35,8 @@ def model_of(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     return replace(model, rotary_base=float(meta.get("rotary_base", model.rotary_base))), meta
 
 
-def run_of(model: ModelConfig, name: str) -> RunConfig:
-    """The run that a converted checkpoint stands for: the shape, and nothing trained yet."""
-    return RunConfig(name=name, model=model, phases=[PhaseConfig(tokens=1)])
-
-
-def description(model: ModelConfig, *, source: dict[str, Any], **more: Any) -> dict[str, Any]:
+def description(model: ModelConfig, *, dtype: str, **more: Any) -> dict[str, Any]:
     """meta.json of a checkpoint that no trainer has touched."""
-    import torch
-
     return {
         "step": 0,
         "tokens": 0,
@@ -52,15 +45,22 @@ def description(model: ModelConfig, *, source: dict[str, Any], **more: Any) -> d
         "padded_vocab": model.padded_vocab(1),
         "norm_head": model.norm_head,
         "rotary_base": model.rotary_base,
-        "layer_map": list(range(model.num_layers)),
-        "layout": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1},
-        "versions": {"torch": torch.__version__},
-        "optimizer": False,
-        "converted_from": source,
+        "dtype": dtype,
+        "layer_map": None,
+        "layout": None,
+        "optimizer": None,
+        "versions": {"torch": version("torch")},
         **more,
     }
 
 
-def run_json(run: RunConfig) -> bytes:
-    """run.json of a checkpoint."""
-    return (json.dumps(asdict(run), indent=1, ensure_ascii=False) + "\n").encode()
+def documents(model: ModelConfig, *, name: str) -> dict[str, bytes]:
+    """The run a converted checkpoint stands for: its shape, and nothing trained yet."""
+    run = RunConfig(name=name, model=model, phases=[])
+    state = {"step": 0, "tokens": 0, "phase": 0}
+    return {RUN: as_json(asdict(run)), STATE: as_json(state)}
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    """A document of a checkpoint."""
+    return json.dumps(content, indent=1, ensure_ascii=False).encode()

@@ -26,8 +26,7 @@ from megatron_ext.models.config import ModelConfig
 
 NOT_WEIGHTS = {
     "optimizer.": "optimizer state",
-    "rng_state": "random number state",
-    "rerun_state_machine_state": "Megatron's own bookkeeping",
+    "rng.": "random number state",
 }
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

@@ -16,7 +16,7 @@ import torch
 from megatron_ext.checkpoint.folder import seal
 from megatron_ext.checkpoint.index import StoredTensor
 from megatron_ext.checkpoint.shard import Slot
-from megatron_ext.convert.described import ASSET, RUN, description, run_json, run_of
+from megatron_ext.convert.described import ASSET, description, documents
 from megatron_ext.convert.hf_config import RECORD, read_config
 from megatron_ext.convert.huggingface import HuggingFaceFolder, open_folder
 from megatron_ext.convert.moves import Move, match, moves
@@ -156,8 +156,13 @@ def _describe(
     aside: Path, folder: HuggingFaceFolder, model: ModelConfig, report: Report, files: Files
 ) -> None:
     small = {ASSET + asset.name: asset.read_bytes() for asset in folder.assets()}
-    files = files | add_files(aside, small | {RUN: run_json(run_of(model, "converted"))})
+    files = files | add_files(aside, small | documents(model, name="converted"))
     keys = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id", RECORD)
     origin: dict[str, Any] = {key: folder.config[key] for key in keys if key in folder.config}
-    about = description(model, source=origin, tokenizer_sha256=report.tokenizer_sha256)
+    about = description(
+        model,
+        dtype=report.entries[0].dtype,
+        tokenizer_sha256=report.tokenizer_sha256 or None,
+        converted_from=origin,
+    )
     seal(aside, about, files)

@@ -39,7 +39,7 @@ def _model(name: str, sizes: dict) -> torch.nn.Module:
     if name == "llama":
         return LlamaForCausalLM(LlamaConfig(**(sizes | YI), rope_parameters=ROPE))
     if name == "tied":
-        sizes = sizes | {"num_attention_heads": 8, "num_key_value_heads": 4}
+        sizes = sizes | {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3}
         return LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True))
     if name == "skywork":
         model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4))
