@@ -5,8 +5,9 @@ LayerNorm with bias or RMSNorm come from TransformerConfig, which the layers rea
 and NEFTune's noise sit in the output layer and the embedding, outside the blocks. Documents packed
 with ``cu_seqlens`` go through Megatron's ``PackedSeqParams`` (THD) into the attention.
 
-Parameters are named by the fused layers (``linear_qkv.layer_norm_weight``) where the local spec
-says ``input_layernorm.weight``; distributed-checkpoint keys are the same for both.
+Norms before a matmul are parameters of the fused layer here (``linear_qkv.layer_norm_weight``), and
+modules of their own in the local spec, which stores them under the names of this one
+(``local_spec.CHECKPOINT_KEYS``): a checkpoint of either loads into the other.
 """
 
 from typing import TYPE_CHECKING
@@ -16,12 +17,6 @@ from megatron_ext.devices.config import KernelsConfig
 if TYPE_CHECKING:
     from megatron.core.transformer.enums import AttnBackend
     from megatron.core.transformer.spec_utils import ModuleSpec
-
-FUSED_NAMES = {
-    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-}
-"""Parameter names of the local spec -> of this one, as prefixes inside a layer."""
 
 
 def te_layer_spec() -> "ModuleSpec":
@@ -48,21 +43,3 @@ def attention_backend(kernels: KernelsConfig) -> "AttnBackend":
     from megatron.core.transformer.enums import AttnBackend
 
     return AttnBackend[kernels.attention_backend]
-
-
-def fused_name(local_name: str) -> str:
-    """The name under this spec of a parameter of the local one, prefix of the layer included."""
-    for local, fused in FUSED_NAMES.items():
-        head, found, tail = local_name.partition(local)
-        if found:
-            return f"{head}{fused}{tail}"
-    return local_name
-
-
-def local_name(fused: str) -> str:
-    """The inverse of ``fused_name``."""
-    for local, prefix in FUSED_NAMES.items():
-        head, found, tail = fused.partition(prefix)
-        if found:
-            return f"{head}{local}{tail}"
-    return fused
