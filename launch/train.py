@@ -24,6 +24,7 @@ from megatron_ext.parallel.env import Env
 from megatron_ext.resilience.outcome import Outcome, clear_outcome, write_outcome
 
 if TYPE_CHECKING:
+    from megatron_ext.train.callback import Callback
     from megatron_ext.train.loop import Trainer
 
 
@@ -111,8 +112,10 @@ def _several(job: JobConfig, nproc: int) -> int:
         meeting.unlink(missing_ok=True)
 
 
-def train(job: JobConfig, *, init_method: str | None = None) -> int:
-    """One rank of one run, from process groups to the outcome word."""
+def train(
+    job: JobConfig, *, init_method: str | None = None, first: tuple["Callback", ...] = ()
+) -> int:
+    """One rank of one run, from process groups to the outcome word. ``first``: extra callbacks."""
     from megatron_ext.devices import device
 
     device.start()
@@ -124,7 +127,7 @@ def train(job: JobConfig, *, init_method: str | None = None) -> int:
     _log(env, Path(job.folder()))
     process_groups = groups.start(job.parallel, env, seed=job.seed, init_method=init_method)
     try:
-        trainer = build_trainer(job, env=env, groups=process_groups)
+        trainer = build_trainer(job, env=env, groups=process_groups, first=first)
         word = trainer.fit()
         _leave(trainer, word)
         return 0

@@ -109,7 +109,7 @@ def _forecast(state: State, run_dir: Path, metrics: dict[str, Any]) -> None:
     from megatron_ext.train.phases import Plan
 
     try:
-        state.total_steps = Plan.of(load(run_dir / "config.yaml")).total_steps
+        state.total_steps = Plan.of(load(run_dir / "config.yaml")).steps
     except (ValueError, AttributeError, ImportError):
         return  # a plan that cannot be read takes away the forecast and nothing else
     seconds = metrics.get("seconds") or metrics.get("step_seconds")

@@ -7,6 +7,7 @@ from megatron_ext.devices.config import KernelsConfig, PrecisionConfig
 from megatron_ext.models.config import ModelConfig
 from megatron_ext.optim.config import OptimizerConfig
 from megatron_ext.parallel.config import ParallelConfig
+from megatron_ext.resilience.config import WatchConfig
 from megatron_ext.train.config import (
     BatchConfig,
     CheckpointConfig,
@@ -40,6 +41,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
     def folder(self) -> str:
         """The run folder."""

@@ -13,6 +13,7 @@ from megatron_ext.optim.build import reset_moments, set_learning_rate
 from megatron_ext.optim.growth import PlateauState
 from megatron_ext.optim.schedule import learning_rate
 from megatron_ext.parallel.env import Env
+from megatron_ext.resilience import lease
 from megatron_ext.resilience.stop import StopRequest
 from megatron_ext.train.callback import Callback, Metrics
 from megatron_ext.train.feed import Feed
@@ -165,7 +166,11 @@ class Trainer:
 
     def save(self, *, pinned: bool = False) -> None:
         """Write a checkpoint of the present step, unless there is one."""
+        if self.env.rank == 0 and self.env.attempt:
+            lease.check(self.run_dir, self.env.attempt)
         if self.state.step:
+            for callback in self.callbacks:
+                callback.before_save(self)
             self._saved(self.checkpoints.save(self, pinned=pinned))
 
     def _saved(self, path: Path | None) -> None:
