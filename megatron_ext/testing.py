@@ -11,6 +11,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.devices import device
 from megatron_ext.parallel.env import Env
 
 
@@ -30,8 +31,6 @@ def run_on_ranks(
     Raises:
         RankFailure: the earliest exception of any rank, or ranks that outlived ``timeout`` seconds.
     """
-    from megatron_ext.devices import device
-
     device.start()
     with tempfile.TemporaryDirectory() as folder:
         fork = multiprocessing.get_context("fork")
@@ -85,16 +84,17 @@ def _rank_main(
 ) -> None:
     import torch
 
+    from megatron_ext.parallel import groups
+
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     os.environ.update(LOCAL_WORLD_SIZE=str(world_size), MEETING=f"file://{folder}/rendezvous")
     torch.set_num_threads(1)  # or the ranks fight over the cores
     with open(Path(folder) / f"stacks.{rank}", "w") as stacks:
         faulthandler.dump_traceback_later(timeout, file=stacks)
         try:
-            fn(*args)
-            from megatron_ext.parallel import groups
-
-            groups.stop()
+            with device.expected_warnings():
+                fn(*args)
+                groups.stop()
         except BaseException:
             aside = Path(folder) / f".failure.{rank}"
             aside.write_text(f"rank {rank} of {world_size}:\n{traceback.format_exc()}")

@@ -6,12 +6,14 @@ intercepts operators, so a training step costs what it costs. docs/cpu_backend.m
 
 import contextlib
 import importlib
+import os
 import types
 from collections.abc import Iterable, Iterator
 from functools import cache, wraps
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 CPU = torch.device("cpu")
 
@@ -33,12 +35,24 @@ MODULES_NAMING_CUDA = (
 IMPORTED_WARNING = ("distributed", "inference.contexts", "models.backends")
 """Imported here because they warn on import, and device.start() expects the warnings here."""
 
+MODULES_GATHERING = (
+    "megatron.core.distributed.param_and_grad_buffer",
+    "megatron.core.tensor_parallel.layers",
+    "megatron.core.tensor_parallel.mappings",
+    "megatron.core.tensor_parallel.utils",
+    "megatron.core.timers",
+    "megatron.core.utils",
+)
+"""Modules that bind torch's gather and scatter under names of their own."""
+
 FACTORIES = ("arange", "empty", "empty_like", "full", "ones", "tensor", "zeros")
 
 
 @cache
 def enter() -> None:
     """Put every substitution in place. Safe to call again; imports megatron.core."""
+    # One CUDA queue per device, without which Megatron warns; there is no such queue here.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     # First, because torch._dynamo, which Megatron imports, files torch.cuda functions by identity.
     for name in ("models.gpt", "optimizer", "dist_checkpointing", *IMPORTED_WARNING):
         importlib.import_module(f"megatron.core.{name}")
@@ -47,6 +61,7 @@ def enter() -> None:
     _replace_random_states()
     _replace_type_names()
     _replace_gradient_clipping()
+    _replace_collective_names()
 
 
 def pipeline_options() -> dict[str, Any]:
@@ -63,14 +78,13 @@ def _replace_the_cuda_runtime() -> None:
     """
     cuda: Any = torch.cuda
     cuda.current_device = lambda: CPU
-    cuda.set_device = _nothing
-    cuda.synchronize = _nothing
-    cuda.empty_cache = _nothing
     cuda.is_current_stream_capturing = lambda: False
-    cuda.Stream, cuda.Event = torch.cpu.Stream, torch.Event
-    cuda.stream, cuda.current_stream = torch.cpu.stream, torch.cpu.current_stream
-    cuda.default_stream = torch.cpu.current_stream
-    cuda.nvtx.range_push = cuda.nvtx.range_pop = _nothing
+    for name in ("set_device", "synchronize", "empty_cache"):
+        setattr(cuda, name, _nothing(name))
+    cuda.nvtx.range_push, cuda.nvtx.range_pop = _nothing("range_push"), _nothing("range_pop")
+    cuda.Stream, cuda.Event = _CpuStream, _CpuEvent
+    cuda.current_stream = cuda.default_stream = lambda device=None: _CpuStream()
+    cuda.stream = lambda stream: contextlib.nullcontext()
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
 
 
@@ -171,14 +185,18 @@ def _with_cuda_type_names(function: Any) -> Any:
 
 def _replace_gradient_clipping() -> None:
     """The clip asserts CUDA gradients. It, the norm and the master copy also go tensor by tensor
-    through temporaries; torch's foreach operators do the same in place.
+    through temporaries; torch's foreach operators do the same in place. Forgetting gradients reads
+    ``.grad`` of the distributed optimizer's views first, at which torch warns.
     """
-    from megatron.core.optimizer import clip_grads, optimizer
+    from megatron.core.optimizer import clip_grads, distrib_optimizer, optimizer
 
     clip_grads.clip_grad_by_total_norm_fp32 = _clip
     optimizer.clip_grad_by_total_norm_fp32 = _clip
     clip_grads.l2_norm_impl = _l2_norm
     optimizer.multi_tensor_scale_impl = _scaled_copy
+    optimizer._zero_grad_group_helper = distrib_optimizer._zero_grad_group_helper = (
+        _forget_gradients
+    )
 
 
 @torch.no_grad()
@@ -212,5 +230,61 @@ def _scaled_copy(chunk: int, overflow: Any, lists: list[list[torch.Tensor]], sca
         torch._foreach_mul_(targets, scale)
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """What a CPU does when CUDA is told to wait, to switch device or to name a range."""
+def _forget_gradients(
+    group: Iterable[torch.Tensor], set_to_none: bool = True, use_decoupled_grad: bool = False
+) -> None:
+    """Drop (or zero) the gradients of a group of parameters."""
+    name = "decoupled_grad" if use_decoupled_grad else "grad"
+    for parameter in group:
+        if set_to_none:
+            setattr(parameter, name, None)
+        elif (grad := getattr(parameter, name, None)) is not None:
+            grad.detach_().zero_()
+
+
+def _replace_collective_names() -> None:
+    """torch 2.13 warns at every call of the names that Megatron took from it on import."""
+    if not hasattr(dist, "all_gather_single"):
+        return
+    gather, scatter = "dist_all_gather_func", "dist_reduce_scatter_func"
+    for name in MODULES_GATHERING:
+        module = importlib.import_module(name)
+        if hasattr(module, gather):
+            setattr(module, gather, dist.all_gather_single)
+        if hasattr(module, scatter):
+            setattr(module, scatter, dist.reduce_scatter_single)
+
+
+def _nothing(name: str) -> Any:
+    """What a CPU does when CUDA is told to wait, to switch device or to name a range.
+
+    A new function each time: torch._dynamo refuses one object under two of torch.cuda's names.
+    """
+
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    nothing.__name__ = name
+    return nothing
+
+
+class _CpuEvent:
+    """A moment in a stream; on a CPU it has always passed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.record = self.wait = self.synchronize = _nothing("event")
+
+    def query(self) -> bool:
+        """Whether the work before it is done."""
+        return True
+
+
+class _CpuStream:
+    """An order of work; on a CPU there is one, the program's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.wait_stream = self.wait_event = self.synchronize = _nothing("stream")
+
+    def record_event(self, event: Any = None) -> Any:
+        """An event that has passed."""
+        return event or _CpuEvent()

@@ -19,9 +19,11 @@ EXPECTED_WARNINGS = (
     ("Transformer Engine and Apex are not installed", UserWarning),
     ("Apex is not installed. Falling back to Torch Norm", UserWarning),
     ("The 'megatron.core.transformer.custom_layers.transformer_engine'", DeprecationWarning),
+    ("Warning: tp_group is None, using default tp group", DeprecationWarning),
+    ("If you are using transformer_engine as the transformer implementation", UserWarning),
     ("The following imports from `dynamic_context.py` will be removed", DeprecationWarning),
 )
-"""What megatron-core 0.16.1 says on import without Transformer Engine and apex, and no more."""
+"""What megatron-core 0.16.1 says of itself while it is imported, configured and run."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def current() -> Device:
 
 
 @contextmanager
-def expected_import_warnings() -> Iterator[None]:
+def expected_warnings() -> Iterator[None]:
     """Silence the EXPECTED_WARNINGS and nothing else."""
     with warnings.catch_warnings():
         for message, category in EXPECTED_WARNINGS:
@@ -72,7 +74,7 @@ def start() -> Device:
     """Make Megatron importable and usable here; call it before the first import of megatron."""
     device = current()
     probe.guard(cuda=device.name == "cuda")
-    with expected_import_warnings():
+    with expected_warnings():
         if device.name == "cpu":
             from megatron_ext.devices import cpu
 
