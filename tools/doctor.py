@@ -18,7 +18,7 @@ from typing import Any
 
 from launch.cli import refusing
 from megatron_ext.devices import paths, probe
-from megatron_ext.devices.cuda import architecture, gpu, refuse_precision
+from megatron_ext.devices.cuda import architecture, capability_of, refuse_precision
 from megatron_ext.devices.machine import Machine, inspect_machine
 from megatron_ext.devices.probe import Probe, version_of
 
@@ -157,8 +157,9 @@ def _on_hardware(hardware: str, precision: str) -> str:
     """What the recipe's own cluster would say to its precision; empty where that is a CPU."""
     if hardware == "cpu":
         return ""
+    capability = capability_of(hardware)
     try:
-        refuse_precision(precision, gpu(hardware).capability, where=f"cluster.hardware={hardware}")
+        refuse_precision(precision, capability, where=f"cluster.hardware={hardware}")
     except ValueError as refusal:
         return f"refused on cluster.hardware={hardware}: {refusal}"
     return f"precision={precision} runs on cluster.hardware={hardware}"

@@ -1,43 +1,40 @@
-"""What each GPU can do: its peaks, and which number formats its tensor cores know. No torch."""
+"""Which number formats each GPU's tensor cores know, and their peak. torch only where one is here.
 
-from dataclasses import dataclass
+What a plan needs besides (memory, links, FP8 peaks) is data: conf/hardware/.
+"""
 
 from megatron_ext.legal import unknown_choice
 
-
-@dataclass(frozen=True)
-class Gpu:
-    """One kind of accelerator. TFLOP/s are dense, from NVIDIA's data sheets."""
-
-    title: str
-    capability: tuple[int, int]
-    """CUDA compute capability."""
-
-    bf16_tflops: float
-    """Peak of fp16 and bf16 matmuls with fp32 accumulation."""
-
-    fp8_tflops: float
-    """0 where the tensor cores have no FP8."""
-
-    memory_gib: int
-    hbm_gb_per_second: int
-    nvlink_gb_per_second: int
-    """One direction, to the GPUs of its node; 0 is PCIe."""
-
-
-GPUS = {
-    "v100": Gpu("V100 SXM2", (7, 0), 125, 0, 32, 900, 150),
-    "a100": Gpu("A100 80GB SXM", (8, 0), 312, 0, 80, 2039, 300),
-    "a100_40gb": Gpu("A100 40GB SXM", (8, 0), 312, 0, 40, 1555, 300),
-    "a800": Gpu("A800 80GB SXM", (8, 0), 312, 0, 80, 2039, 200),
-    "rtx4090": Gpu("GeForce RTX 4090", (8, 9), 165, 330, 24, 1008, 0),
-    "l40s": Gpu("L40S", (8, 9), 362, 733, 48, 864, 0),
-    "h100": Gpu("H100 SXM", (9, 0), 989, 1979, 80, 3350, 450),
-    "h200": Gpu("H200 SXM", (9, 0), 989, 1979, 141, 4800, 450),
-    "b200": Gpu("B200", (10, 0), 2250, 4500, 180, 8000, 900),
-    "gb200": Gpu("GB200", (10, 0), 2450, 4900, 186, 8000, 900),
-    "rtx_pro_6000": Gpu("RTX PRO 6000 Blackwell", (12, 0), 503, 1007, 96, 1792, 0),
+CHIPS = {
+    "v100": (7, 0),
+    "a100": (8, 0),
+    "a800": (8, 0),
+    "rtx4090": (8, 9),
+    "l40s": (8, 9),
+    "h100": (9, 0),
+    "h800": (9, 0),
+    "h200": (9, 0),
+    "b200": (10, 0),
+    "gb200": (10, 0),
+    "rtx_pro_6000": (12, 0),
 }
+"""First part of a word in conf/hardware/ (``h100`` of ``h100_80gb``) -> compute capability."""
+
+DENSE_TFLOPS = {
+    "v100": 125.0,
+    "a100": 312.0,
+    "a800": 312.0,
+    "rtx4090": 165.2,
+    "l40s": 362.0,
+    "h100": 989.0,
+    "h800": 989.0,
+    "h200": 989.0,
+    "b200": 2250.0,
+    "gb200": 2450.0,
+    "rtx_pro_6000": 503.8,
+}
+"""Published matmul peak in bf16 (V100: fp16) without sparsity, SXM boards where there are several.
+MFU is measured against it, under FP8 too."""
 
 ARCHITECTURES = {
     (7, 0): "Volta",
@@ -65,25 +62,25 @@ EXCEPT = {"mxfp8": ((12, 0),)}
 """Capabilities above the floor that still cannot: 12.0 lacks some of MXFP8's GEMM layouts."""
 
 
-def gpu(word: str) -> Gpu:
-    """The GPU that a configuration calls ``word``.
+def capability_of(hardware: str) -> tuple[int, int] | None:
+    """Compute capability of what a configuration calls ``hardware``; None for ``cpu``.
 
     Raises:
         ValueError: no table knows the word.
     """
-    if word not in GPUS:
-        raise unknown_choice("cluster.hardware", word, [*GPUS, "cpu"])
-    return GPUS[word]
+    if hardware == "cpu":
+        return None
+    fitting = [chip for chip in CHIPS if hardware == chip or hardware.startswith(f"{chip}_")]
+    if not fitting:
+        raise unknown_choice("cluster.hardware", hardware, [*CHIPS, "cpu"])
+    return CHIPS[max(fitting, key=len)]
 
 
-def gpu_of_name(device_name: str) -> Gpu | None:
-    """The table's entry for a name as the driver prints it, such as ``NVIDIA H100 80GB HBM3``."""
-    words = device_name.lower().replace("-", " ").split()
-    joined = "".join(words)
-    for key in sorted(GPUS, key=len, reverse=True):
-        if key.replace("_", "") in joined:
-            return GPUS[key]
-    return None
+def chip_of_name(device_name: str) -> str:
+    """The chip behind a name as the driver prints it (``NVIDIA H100 80GB HBM3``); empty if new."""
+    joined = device_name.lower().replace("-", " ").replace(" ", "")
+    fitting = [chip for chip in CHIPS if chip.replace("_", "") in joined]
+    return max(fitting, key=len, default="")
 
 
 def architecture(capability: tuple[int, int]) -> str:
@@ -101,9 +98,9 @@ def can_run(precision: str, capability: tuple[int, int] | None) -> bool:
 
 
 def devices_for(precision: str) -> list[str]:
-    """Words of the GPUs that run this precision, oldest first."""
-    able = [word for word, g in GPUS.items() if can_run(precision, g.capability)]
-    return sorted(able, key=lambda word: GPUS[word].capability)
+    """Chips that run this precision, oldest first."""
+    able = [chip for chip, capability in CHIPS.items() if can_run(precision, capability)]
+    return sorted(able, key=lambda chip: CHIPS[chip])
 
 
 def nearest_precision(precision: str, capability: tuple[int, int] | None) -> str:
@@ -123,8 +120,8 @@ def refuse_precision(precision: str, capability: tuple[int, int] | None, *, wher
     if can_run(precision, capability):
         return
     able = devices_for(precision)
-    low = GPUS[able[0]]
-    floor = f"{architecture(low.capability)} ({low.capability[0]}.{low.capability[1]})"
+    major, minor = CHIPS[able[0]]
+    floor = f"{architecture((major, minor))} ({major}.{minor})"
     mine = (
         "a CPU"
         if capability is None
@@ -135,3 +132,14 @@ def refuse_precision(precision: str, capability: tuple[int, int] | None, *, wher
         f"device being {able[0]} (of {', '.join(able)}); here choose "
         f"precision={nearest_precision(precision, capability)}."
     )
+
+
+def dense_peak_flops(dtype: str) -> float:
+    """Published dense matmul FLOP/s of this process's GPU; 0 for one that no table knows.
+
+    fp32 counts as TF32, half of bf16, as in conf/hardware/.
+    """
+    import torch
+
+    chip = chip_of_name(torch.cuda.get_device_name())
+    return DENSE_TFLOPS.get(chip, 0.0) * 1e12 * (0.5 if dtype == "fp32" else 1.0)

@@ -18,7 +18,6 @@ from megatron_ext.train.config import PhaseConfig
 CONF = Path(__file__).parents[2] / "conf"
 PRECISIONS = sorted(path.stem for path in (CONF / "precision").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-PUBLISHED = [name for name in MODELS if not name.endswith("_tiny")]
 
 # gpu_stack table of Transformer Engine 2.20.2's own check, driven by a faked capability.
 TRANSFORMER_ENGINE_SAYS = {
@@ -122,26 +121,53 @@ def test_a_refused_precision_names_the_nearest_device_and_the_nearest_precision(
 
 
 @pytest.mark.parametrize(
-    "name, key", [("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A800-SXM4-80GB", "a800")]
+    "name, chip", [("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA GB200", "gb200"), ("Tesla K80", "")]
 )
-def test_the_drivers_name_of_a_gpu_finds_its_peaks(name: str, key: str) -> None:
-    assert cuda.gpu_of_name(name) == cuda.GPUS[key]
-    assert cuda.gpu_of_name("Tesla K80") is None
+def test_the_drivers_name_of_a_gpu_finds_its_chip(name: str, chip: str) -> None:
+    assert cuda.chip_of_name(name) == chip
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_every_published_shape_fits_fp8_at_every_legal_tp(name: str) -> None:
-    shape, fitting = model(name), []
-    for tp in (1, 2, 4, 8):
+def test_every_hardware_file_has_a_capability_that_agrees_with_its_fp8_recipes() -> None:
+    files = sorted((CONF / "hardware").glob("*.yaml"))
+    words = {"delayed": "fp8_delayed", "tensorwise": "fp8_current", "blockwise": "fp8_block"}
+    for file in files:
+        capability = cuda.capability_of(file.stem)
+        stated = {words.get(r, r) for r in yaml.safe_load(file.read_text())["fp8_recipes"]}
+        assert {p for p in TRANSFORMER_ENGINE_SAYS if cuda.can_run(p, capability)} == stated, file
+        chip = next(c for c in cuda.CHIPS if file.stem.split("_")[0] == c)
+        peak = yaml.safe_load(file.read_text())["bf16_tflops"]["value"]
+        assert cuda.DENSE_TFLOPS[chip] == peak
+    assert set(cuda.DENSE_TFLOPS) == set(cuda.CHIPS)
+    assert cuda.capability_of("cpu") is None
+    with pytest.raises(ValueError, match=r"cluster\.hardware=abacus is not known"):
+        cuda.capability_of("abacus")
+
+
+PUBLISHED = ("index_1p9b", "stablelm2_1p6b", "skywork_13b", "yi_6b", "yi_9b", "yi_34b")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("recipe, multiple", [("delayed", 16), ("mxfp8", 32)])
+def test_every_model_at_every_legal_tp_is_judged_by_its_smallest_dimensions(
+    name: str, recipe: str, multiple: int
+) -> None:
+    shape = model(name)
+    for tp in (1, 2, 3, 4, 8):
         parallel = ParallelConfig(tensor_model_parallel_size=tp)
         try:
             shape.check(parallel)
         except ValueError:
             continue
-        for recipe in ("delayed", "mxfp8"):
+        heads = shape.num_attention_heads + 2 * shape.query_groups()
+        head = shape.head_dim()
+        sizes = [heads * head / tp, shape.num_attention_heads * head / tp]
+        sizes += [shape.ffn_hidden_size / tp, shape.hidden_size]
+        if all(size % multiple == 0 for size in sizes):
             precision.refuse_fp8_shapes(shape, parallel, recipe=recipe, tokens=4096)
-        fitting.append(tp)
-    assert fitting, name
+            continue
+        assert name not in PUBLISHED, (name, tp, sizes)
+        with pytest.raises(ValueError, match=f"needs multiples of {multiple}"):
+            precision.refuse_fp8_shapes(shape, parallel, recipe=recipe, tokens=4096)
 
 
 def test_a_shape_that_fp8_cannot_take_is_refused_with_the_arithmetic() -> None:
