@@ -109,7 +109,8 @@ def _total(reports: list[Tensor], groups: ProcessGroupCollection) -> tuple[float
     total = torch.zeros(2, dtype=torch.float64, device=device)
     if reports:
         total = torch.stack(reports).double().sum(0)
-    torch.distributed.all_reduce(total, group=groups.dp_cp)
+    if groups.dp_cp.size() > 1:
+        torch.distributed.all_reduce(total, group=groups.dp_cp)
     if groups.pp.size() > 1:
         last = torch.distributed.get_global_rank(groups.pp, groups.pp.size() - 1)
         torch.distributed.broadcast(total, src=last, group=groups.pp)

@@ -19,9 +19,9 @@ from tools.bench.pairs import Pairs, interleave, report
 
 SHAPES = {
     "100 ms": ["model.num_layers=6", "model.hidden_size=256", "model.ffn_hidden_size=704"],
-    "5 ms": ["model.num_layers=2", "model.hidden_size=64", "model.ffn_hidden_size=176"],
+    "5 ms": ["model.num_layers=1", "model.hidden_size=64", "model.ffn_hidden_size=176"],
 }
-LENGTH = {"100 ms": 256, "5 ms": 32}
+LENGTH = {"100 ms": 64, "5 ms": 16}
 
 
 def main(argv: list[str] | None = None) -> int:

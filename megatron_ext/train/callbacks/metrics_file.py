@@ -28,6 +28,7 @@ class MetricsFile(Callback):
         """Cut what a resume will write again."""
         if trainer.env.rank:
             return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [r for r in read(self.path) if r["step"] <= trainer.state.step]
         atomic.write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = self.path.open("a", buffering=1)

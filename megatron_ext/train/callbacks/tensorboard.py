@@ -38,24 +38,31 @@ class TensorBoard(Callback):
         self.writer = SummaryWriter(str(self.folder), purge_step=trainer.state.step + 1)
 
     def after_step(self, trainer: "Trainer", metrics: Metrics) -> None:
-        """Scalars of the step, and what each source gave so far."""
+        """Scalars of the step."""
         step = metrics["step"]
         if self.writer is None or step % self.interval:
             return
-        for name in SCALARS:
-            self.writer.add_scalar(f"train/{name}", metrics[name], step)
-        for layer, share in metrics.get("gradient_share", {}).items():
-            self.writer.add_scalar(f"gradient_share/{layer}", share, step)
+        shares = metrics.get("gradient_share", {})
+        self._add({f"train/{name}": metrics[name] for name in SCALARS}, step)
+        if shares:
+            self._add({f"gradient_share/{name}": share for name, share in shares.items()}, step)
 
     def after_evaluation(self, trainer: "Trainer", losses: dict[str, float]) -> None:
         """One curve a domain, and what each source has given."""
         if self.writer is None:
             return
-        for domain, loss in losses.items():
-            self.writer.add_scalar(f"validation/{domain}", loss, trainer.state.step)
-        for source, booked in trainer.ledger().items():
-            self.writer.add_scalar(f"ledger/{source}", booked["tokens"], trainer.state.step)
+        step = trainer.state.step
+        self._add({f"validation/{domain}": loss for domain, loss in losses.items()}, step)
+        booked = {f"ledger/{name}": line["tokens"] for name, line in trainer.ledger().items()}
+        self._add(booked, step)
         self.writer.flush()
+
+    def _add(self, values: dict[str, float], step: int) -> None:
+        """All values in one record: ``add_scalar`` costs 0.1 ms for each."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.writer.file_writer.add_summary(Summary(value=scalars), step)
 
     def after_training(self, trainer: "Trainer", outcome: str) -> None:
         """Flush what is left."""

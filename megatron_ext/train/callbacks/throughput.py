@@ -28,6 +28,7 @@ class Throughput(Callback):
         self.seconds_per_step = 0.0
         self.last = 0.0
         self.peak = 0.0
+        self.flops: dict[int, float] = {}
 
     def before_training(self, trainer: "Trainer") -> None:
         """Ask the device for its peak and start the clock."""
@@ -42,10 +43,16 @@ class Throughput(Callback):
         past = self.seconds_per_step or elapsed
         self.seconds_per_step = SMOOTHING * past + (1 - SMOOTHING) * elapsed
         tokens = metrics["global_batch_size"] * metrics["seq_length"]
-        flops = flops_per_token(
-            self.run.model, metrics["seq_length"], convention=self.run.logging.mfu_convention
-        )
+        flops = self._flops_per_token(metrics["seq_length"])
         metrics["tokens_per_second"] = tokens / seconds
         metrics["mfu"] = flops * tokens / seconds / (self.peak * trainer.env.world_size)
         metrics["memory_gib"] = peak_memory_bytes() / 2**30
         metrics["eta_seconds"] = trainer.plan.steps_left(trainer.state) * self.seconds_per_step
+
+    def _flops_per_token(self, seq_length: int) -> float:
+        if seq_length not in self.flops:
+            convention = self.run.logging.mfu_convention
+            self.flops[seq_length] = flops_per_token(
+                self.run.model, seq_length, convention=convention
+            )
+        return self.flops[seq_length]
