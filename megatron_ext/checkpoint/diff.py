@@ -36,6 +36,8 @@ RULES: tuple[tuple[str, str, str], ...] = (
     ("data.tokenizer.*", NOW, "its hash must still be the stored one, which loading checks"),
     ("data.*", NOW, "takes effect with the next batch"),
     ("phases.*", NOW, "takes effect where the phase has not passed it"),
+    ("kernels.*", NOW, "other kernels round differently in the last bits"),
+    ("watch.*", HARMLESS, "training does not depend on it"),
     ("evaluation.*", HARMLESS, "training does not depend on it"),
     ("logging.*", HARMLESS, "training does not depend on it"),
     ("checkpoint.*", HARMLESS, "training does not depend on it"),
@@ -72,7 +74,10 @@ def resume_diff(
     for key in [*before, *(key for key in after if key not in before)]:
         old, new = before.get(key, ABSENT), after.get(key, ABSENT)
         if old != new or (type(old) is not type(new) and not _numbers(old, new)):
-            found.append(Difference(key, old, new, *_judge(key, phase)))
+            verdict, reason = _judge(key, phase)
+            if verdict == REFUSED and ABSENT in (old, new) and not key.startswith("phases."):
+                verdict, reason = NOW, "came or went whole: nothing that was trained changes"
+            found.append(Difference(key, old, new, verdict, reason))
     return found
 
 

@@ -50,21 +50,26 @@ def load(
     """
     meta = folders.describe(path) if verified else verify_together(path)
     _check_description(path, meta, run, about or {})
-    reader = TensorReader(path)
-    here = slots(chunks, optimizer)
-    if not load_optimizer:
-        here = [slot for slot in here if not _is_moment(slot)]
-    wanted = [_source(slot, reader) for slot in here]
-    for slot in wanted:
-        _check(path, slot, reader, run.model.vocab_size)
-    with torch.no_grad():
+    wanted: list[Slot] = []
+
+    def check() -> TensorReader:
+        reader = TensorReader(path)
+        for slot in slots(chunks, optimizer, moments=load_optimizer):
+            wanted.append(_source(slot, reader))
+            _check(path, wanted[-1], reader, run.model.vocab_size)
+        return reader
+
+    def fill() -> None:
         for slot in wanted:
             if slot.flexible and _is_moment(slot):
                 slot.data.zero_()  # padding rows that the checkpoint does not have
-    reader.fill(wanted)
-    if optimizer is not None and load_optimizer:
-        _restore_optimizer(optimizer, meta["optimizer"])
-    _restore_rng(reader, meta, run)
+        reader.fill(wanted)
+        if optimizer is not None and load_optimizer:
+            _restore_optimizer(optimizer, meta["optimizer"])
+        _restore_rng(reader, meta, run)
+
+    reader = ranks.together(check)
+    ranks.together(fill)
     return json.loads((path / STATE).read_bytes())
 
 
@@ -79,16 +84,8 @@ def verify_together(path: Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpoint: on every rank, what the first rank to find damage says.
     """
-    meta: dict[str, Any] = {}
-    why = None
-    try:
-        meta = folders.verify(path, share=(ranks.rank(), ranks.world_size()))
-    except (folders.DamagedCheckpoint, OSError) as error:
-        why = str(error)
-    for one in ranks.gather_on_all(why):
-        if one is not None:
-            raise folders.DamagedCheckpoint(one)
-    return meta
+    share = (ranks.rank(), ranks.world_size())
+    return ranks.together(lambda: folders.verify(path, share=share))
 
 
 def _check_description(path: Path, meta: dict, run: "RunConfig", about: dict[str, Any]) -> None:

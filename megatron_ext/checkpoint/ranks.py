@@ -1,9 +1,12 @@
 """What ranks tell each other around a checkpoint: small objects, on whatever backend there is."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+Result = TypeVar("Result")
 
 
 def rank() -> int:
@@ -53,3 +56,23 @@ def all_agree(yes: bool) -> bool:
     votes = torch.tensor([int(yes)], device=place)
     dist.all_reduce(votes, op=dist.ReduceOp.MIN)
     return bool(votes.item())
+
+
+def together(act: Callable[[], Result]) -> Result:
+    """Do ``act`` on every rank; if it fails on one, fail on all, rather than leave them waiting.
+
+    Raises:
+        Exception: what the first rank to fail raised; a ValueError of its words where it cannot
+            be told to others.
+    """
+    result, failure = None, None
+    try:
+        result = act()
+    except (ValueError, OSError) as error:
+        failure = error
+    except Exception as error:
+        failure = ValueError(f"rank {rank()}: {error!r}")
+    for one in gather_on_all(failure):
+        if one is not None:
+            raise one
+    return cast(Result, result)

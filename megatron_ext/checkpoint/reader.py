@@ -5,8 +5,10 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO, cast
 
 import torch
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_ext.checkpoint import index
 from megatron_ext.checkpoint.index import Piece, StoredTensor
@@ -62,22 +64,11 @@ class TensorReader:
                         _copy(data, piece.box, slot, shared)
 
     def _piece(self, file: io.FileIO, piece: Piece) -> torch.Tensor:
-        file.seek(piece.offset)
-        data = torch.load(_Window(file, piece.length), map_location="cpu", weights_only=True)
+        view = cast(IO[bytes], _create_file_view(file, piece.offset, piece.length))
+        data = torch.load(view, map_location="cpu", weights_only=True)
         if not isinstance(data, torch.Tensor) or tuple(data.shape) != piece.box.size:
             raise ValueError(f"{self.path / piece.file} does not hold {piece.box} where listed")
         return data
-
-
-class _Window(io.BytesIO):
-    """The next ``length`` bytes of a file."""
-
-    def __init__(self, file: io.FileIO, length: int) -> None:
-        data = bytearray(length)
-        view, got = memoryview(data), 0
-        while got < length and (count := file.readinto(view[got:])):
-            got += count
-        super().__init__(data)
 
 
 @torch.no_grad()

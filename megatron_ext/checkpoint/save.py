@@ -67,11 +67,14 @@ def begin(
         raise ValueError("state holds something that JSON does not bring back (tuple, int key)")
     final = folders.step_folder(folder, state["step"])
     aside = Path(ranks.from_first(str(folders.unfinished_folder(folder, state["step"]))))
-    mine = [*_own(chunks, optimizer, groups), _rng_slot()]
+
+    def collect() -> list[Slot]:
+        mine = [*_own(chunks, optimizer, groups), _rng_slot()]
+        return mine if staging is None else staging.copy(mine)
+
+    mine = ranks.together(collect)
     description = _describe(run, state, optimizer) | (about or {}) | {"pinned": pinned}
     documents = {RUN: dataclasses.asdict(run), STATE: state}
-    if staging is not None:
-        mine = staging.copy(mine)
     pending = PendingSave(aside, final, mine, documents, description)
     pending.start(background=staging is not None)
     return pending
@@ -259,11 +262,15 @@ def _caught(act: Callable[[], None]) -> Exception | None:
     """What ``act`` raised, named by rank, as something that can be told to the other ranks."""
     try:
         act()
-    except OSError as error:
-        return OSError(error.errno, f"rank {ranks.rank()} cannot save: {error}")
     except Exception as error:
-        logger.exception("rank %d cannot save", ranks.rank())
-        return RuntimeError(f"rank {ranks.rank()} cannot save: {error!r}")
+        said = f"rank {ranks.rank()} cannot save: "
+        cause: BaseException | None = error
+        while cause is not None:  # torch.save's own complaint hides that of the disk
+            if isinstance(cause, OSError):
+                return OSError(cause.errno, said + str(cause))
+            cause = cause.__context__
+        logger.exception("%s%r", said, error)
+        return RuntimeError(f"{said}{error!r}")
     return None
 
 

@@ -54,13 +54,15 @@ class Part:
             yield Slot(prefix + self.key, self.shape, inside, data, main, self.flexible, shared)
 
 
-def slots(chunks: Sequence[Any], optimizer: "MegatronOptimizer | None") -> list[Slot]:
-    """Everything of the model and the optimizer that this rank holds."""
+def slots(
+    chunks: Sequence[Any], optimizer: "MegatronOptimizer | None", *, moments: bool = True
+) -> list[Slot]:
+    """Everything of the model and the optimizer that this rank holds, or all but the moments."""
     parts = model_parts(chunks)
     found = [slot for tensor, some in parts for part in some for slot in part.slots(_flat(tensor))]
     if optimizer is not None:
         by_param = {id(tensor): some for tensor, some in parts}
-        found += _optimizer_slots(optimizer, by_param)
+        found += _optimizer_slots(optimizer, by_param, MOMENTS if moments else ())
     return found
 
 
@@ -125,10 +127,10 @@ def _part(piece: Any, tensor: torch.Tensor) -> Part:
 
 
 def _optimizer_slots(
-    optimizer: "MegatronOptimizer", by_param: dict[int, list[Part]]
+    optimizer: "MegatronOptimizer", by_param: dict[int, list[Part]], moments: Sequence[str]
 ) -> Iterator[Slot]:
     for one in held(optimizer):
-        tensors = {name: one.state()[name] for name in MOMENTS}
+        tensors = {name: one.state()[name] for name in moments}
         if one.has_master():
             tensors[MASTER] = one.main
         for name, tensor in tensors.items():
