@@ -49,7 +49,7 @@ def split(
     Of each domain the documents of smallest hash are held out until they are
     ``validation_share`` of its bytes: at least one, and never all.
     """
-    train, validation = [], []
+    train, validation = list[Document](), list[Document]()
     by_domain: dict[str, list[tuple[str, Document]]] = {}
     for name, document in documents:
         by_domain.setdefault(document.domain, []).append((name, document))

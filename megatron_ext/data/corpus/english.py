@@ -22,17 +22,7 @@ def plays(path: Path) -> Iterator[Document]:
     """Shakespeare's works, one document each, and Milton; folio spellings are left out."""
     milton = tuple(f"miltondata/texts/{name}_gut.txt" for name in MILTON)
     for _, content in members(path, "shksprdata/texts/*_gut.txt", *milton):
-        yield Document(_without_licence(content.decode("latin-1")), "en-books", "shakespeare")
-
-
-def _without_licence(text: str) -> str:
-    """The text after and before Project Gutenberg's own words."""
-    head, tail = text[:20000], text[-20000:]
-    start = head.rfind("Project Gutenberg")
-    if start >= 0:
-        text = text[text.find("\n\n", start) :]
-    stop = tail.find("Project Gutenberg")
-    return text[: len(text) - len(tail) + stop] if 0 <= stop and len(text) > 40000 else text
+        yield Document(content.decode("latin-1"), "en-books", "shakespeare")
 
 
 def bible(path: Path) -> Iterator[Document]:
