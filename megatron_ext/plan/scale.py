@@ -18,6 +18,8 @@ from megatron_ext.train.config import BatchStep, PhaseConfig
 
 Run = TypeVar("Run", bound=RunConfig)
 
+MIN_SEQ_LENGTH = 64
+
 
 @dataclass(kw_only=True)
 class ScaleConfig:
@@ -39,7 +41,7 @@ class ScaleConfig:
     """A phase that would be shorter than this is lengthened to it."""
 
     seq_divisor: int = 32
-    """Every sequence length is divided by this, and rounded to a multiple of 16."""
+    """Every sequence length is divided by this, and rounded to a multiple of 16 from 64 on."""
 
     max_seq_length: int = 2048
     batch_tokens: int = 2048
@@ -55,11 +57,14 @@ class ScaleConfig:
     evaluation_tokens: int = 8192
     """Tokens scored of each validation source."""
 
-    source_paths: dict[str, str] = field(default_factory=dict)
-    """Corpus prefix for every source (by its name) for which the recipe gives no path."""
+    corpus: str = ""
+    """Folder with ``train/DOMAIN`` and ``validation/DOMAIN`` for sources that have no path."""
 
-    validation_paths: dict[str, str] = field(default_factory=dict)
-    """Validation corpora of a recipe that names none."""
+    domains: dict[str, str] = field(default_factory=dict)
+    """Which domain of ``corpus`` stands for a source of this name."""
+
+    validation: list[str] = field(default_factory=list)
+    """Domains to validate on where the recipe names none."""
 
     def shrinks(self) -> bool:
         """Whether this is anything but the published size."""
@@ -90,29 +95,34 @@ def shrink(run: Run, scale: ScaleConfig) -> Run:
         batch=batch,
         data=replace(
             run.data,
-            sources=_located(run.data.sources, scale.source_paths),
+            sources=_located(run.data.sources, scale),
             validation=_validation(run, scale),
         ),
         evaluation=replace(run.evaluation, tokens_per_domain=scale.evaluation_tokens),
+        checkpoint=replace(run.checkpoint, parent=""),
     )
 
 
 def _length(tokens: int, scale: ScaleConfig) -> int:
-    return min(max(round(tokens / scale.seq_divisor / 16), 1) * 16, scale.max_seq_length)
+    short = round(tokens / scale.seq_divisor / 16) * 16
+    return min(max(short, MIN_SEQ_LENGTH), scale.max_seq_length, tokens)
 
 
-def _located(sources: dict[str, SourceConfig], paths: dict[str, str]) -> dict[str, SourceConfig]:
-    return {
-        name: source if source.path else replace(source, path=paths.get(name, ""))
-        for name, source in sources.items()
-    }
+def _located(sources: dict[str, SourceConfig], scale: ScaleConfig) -> dict[str, SourceConfig]:
+    """Sources without a path read the domain that stands for their name."""
+    found = {}
+    for name, source in sources.items():
+        if not source.path and name in scale.domains:
+            domain = scale.domains[name]
+            source = replace(source, path=f"{scale.corpus}/train/{domain}")
+        found[name] = source
+    return found
 
 
 def _validation(run: RunConfig, scale: ScaleConfig) -> dict[str, SourceConfig]:
-    found = _located(run.data.validation, scale.validation_paths)
-    if found or run.data.synthetic:
-        return found
-    return {name: SourceConfig(path=path) for name, path in scale.validation_paths.items()}
+    if run.data.validation or run.data.synthetic:
+        return run.data.validation
+    return {d: SourceConfig(path=f"{scale.corpus}/validation/{d}") for d in scale.validation}
 
 
 def _shrink_layout(parallel: ParallelConfig, ranks: int) -> ParallelConfig:

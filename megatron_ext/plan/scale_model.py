@@ -7,7 +7,7 @@ from megatron_ext.models.config import ModelConfig
 from megatron_ext.plan.parameters import count_parameters
 
 HEAD_DIMS = (8, 16, 24, 32, 48, 64)
-"""Multiples of 8, as fused attention kernels ask."""
+"""Multiples of 8, as fused attention kernels ask; 8 itself is a last resort."""
 
 MAX_LAYERS = 24
 
@@ -66,7 +66,7 @@ def _shape(model: ModelConfig, layers: int, head_dim: int, heads: int, groups: i
 
 
 def _distance(model: ModelConfig, parameters: int, aspect: float) -> float:
-    """How far a shape is from the wish, in powers of e; small heads cost a little."""
+    """How far a shape is from the wish in powers of e; see HEAD_DIMS."""
     size = abs(math.log(count_parameters(model).non_embedding / parameters))
     form = abs(math.log(model.num_layers / model.hidden_size / aspect))
     return size + form + (0.2 if model.head_dim() < 16 else 0.0)
