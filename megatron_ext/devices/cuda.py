@@ -3,7 +3,12 @@
 What a plan needs besides (memory, links, FP8 peaks) is data: conf/hardware/.
 """
 
+from typing import TYPE_CHECKING
+
 from megatron_ext.legal import unknown_choice
+
+if TYPE_CHECKING:
+    import torch
 
 CHIPS = {
     "v100": (7, 0),
@@ -135,11 +140,29 @@ def refuse_precision(precision: str, capability: tuple[int, int] | None, *, wher
 
 
 def dense_peak_flops(dtype: str) -> float:
-    """Published dense matmul FLOP/s of this process's GPU; 0 for one that no table knows.
+    """Published dense matmul FLOP/s of this process's GPU; measured for one that no table knows.
 
     fp32 counts as TF32, half of bf16, as in conf/hardware/.
     """
     import torch
 
     chip = chip_of_name(torch.cuda.get_device_name())
-    return DENSE_TFLOPS.get(chip, 0.0) * 1e12 * (0.5 if dtype == "fp32" else 1.0)
+    if chip:
+        return DENSE_TFLOPS[chip] * 1e12 * (0.5 if dtype == "fp32" else 1.0)
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
+    return _measured_flops(torch.ones(8192, 8192, dtype=kind, device="cuda"))
+
+
+def _measured_flops(square: "torch.Tensor", *, repeats: int = 10) -> float:
+    """Best rate of a square product on the GPU, which published peaks exceed by a tenth or so."""
+    import torch
+
+    best = float("inf")
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        torch.mm(square, square)
+        end.record()
+        end.synchronize()
+        best = min(best, start.elapsed_time(end) / 1000)  # elapsed_time is in milliseconds
+    return 2 * square.shape[0] ** 3 / best
