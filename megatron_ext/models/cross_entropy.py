@@ -48,7 +48,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         # d(z * lse^2) = 2 z lse * softmax, so z-loss only scales the softmax's share.
         softmax_scale_N = grad_N * (1.0 + 2.0 * ctx.z_loss_coefficient * log_sum_N)
         label_grad_N = grad_N * mine_N
-        for rows in _blocks(logits_NV):
+        for rows in _blocks(logits_NV) if ctx.valid_columns else ():
             block = logits_NV[rows, : ctx.valid_columns]
             softmax = (block.float() if block.dtype != torch.float32 else block).sub_(
                 log_sum_N[rows].unsqueeze(1)

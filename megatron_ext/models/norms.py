@@ -71,8 +71,8 @@ NORMS = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
 
 def _vector(config: Any, size: int, value: float) -> torch.nn.Parameter:
     """A replicated parameter; under SP each rank sees some positions, so gradients are summed."""
-    # Megatron's name for the place: the GPU, or what devices/cpu.py answers.
-    place = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
+    # As Megatron places weights: the GPU (or what devices/cpu.py answers), or torch's default.
+    place = None if config.use_cpu_initialization else torch.cuda.current_device()
     vector = torch.nn.Parameter(torch.full((size,), value, dtype=config.params_dtype, device=place))
     vector.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
     return vector
