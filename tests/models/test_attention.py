@@ -1,5 +1,6 @@
 """SDPA core attention is plain causal attention, document by document."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -58,7 +59,7 @@ def test_packed_documents_attend_as_if_alone():
     q, k, v = (x[:, 0] for x in _inputs(7, 1))
     ends = torch.tensor([0, 5, 6, 17, S], dtype=torch.int32)
     packed = _attention()(q, k, v, None, packed_seq_params=SimpleNamespace(cu_seqlens_q=ends))
-    for start, end in zip(ends[:-1], ends[1:]):
+    for start, end in itertools.pairwise(ends):
         alone = _plain(*(x[start:end].unsqueeze(1) for x in (q, k, v)))
         torch.testing.assert_close(packed[start:end], alone.squeeze(1))
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small_models import PP, TP, V, VPP, build, gather_rows, positions, small
+from small_models import PP, TP, VPP, V, build, gather_rows, positions, small
 
 from megatron_ext.testing import run_on_ranks
 
@@ -55,7 +55,7 @@ def test_every_shape_trains_and_every_parameter_is_checkpointed(shape, parallel,
 def _packed_is_alone(shape, parallel):
     from megatron_ext.train.step import packed_seq_params
 
-    groups, (chunk,) = build(small(model=SHAPES[shape], **parallel), wrap_ddp=False)
+    _groups, (chunk,) = build(small(model=SHAPES[shape], **parallel), wrap_ddp=False)
     documents = [_tokens(length, seed=length) for length in (5, 1, 8, 2)]
     tokens = torch.cat(documents, dim=1)
     ends = torch.tensor([0, 5, 6, 14, 16], dtype=torch.int32)
