@@ -49,10 +49,13 @@ def small_run(
 class Training:
     """Model and optimizer of this rank, and steps on tokens that depend on the step alone."""
 
-    def __init__(self, run: RunConfig) -> None:
+    def __init__(self, run: RunConfig, *, beside: "Training | None" = None) -> None:
+        """``beside`` lends its process groups."""
         self.run = run
-        self.groups = parallel_groups.start(
-            run.parallel, env(), seed=run.seed, init_method=meeting()
+        self.groups = (
+            beside.groups
+            if beside
+            else parallel_groups.start(run.parallel, env(), seed=run.seed, init_method=meeting())
         )
         from megatron_ext.models.gpt import build_model
         from megatron_ext.optim.build import build_optimizer
