@@ -1,5 +1,6 @@
 """From a run's config to a Trainer: one build function per room, in one order."""
 
+import logging
 from pathlib import Path
 
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -7,6 +8,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_ext.config import RunConfig
 from megatron_ext.devices.device import current
 from megatron_ext.models.gpt import build_model
+from megatron_ext.models.isolation import prove_isolation
 from megatron_ext.optim.build import build_optimizer
 from megatron_ext.parallel.env import Env
 from megatron_ext.resilience.stop import StopRequest
@@ -18,6 +20,8 @@ from megatron_ext.train.phases import Plan
 from megatron_ext.train.saving import Checkpoints
 from megatron_ext.train.sources import describe_tokenizer, open_sources, open_validation
 from megatron_ext.train.step import connect
+
+log = logging.getLogger(__name__)
 
 
 def build_trainer(
@@ -37,6 +41,8 @@ def build_trainer(
     """
     plan = Plan.of(run)
     model = build_model(run, groups)
+    if any(phase.config.packing == "document" for phase in plan.phases):
+        log.info("packed documents apart by %.1e at most", prove_isolation(model))
     optimizer = build_optimizer(run, model, groups)
     connect(model, optimizer)
     sources = open_sources(run, plan)
