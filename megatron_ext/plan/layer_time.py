@@ -11,9 +11,7 @@ from functools import lru_cache
 
 from megatron_ext.plan.constants import Constants
 from megatron_ext.plan.hardware import Hardware, Network
-from megatron_ext.plan.layout import Layout, Shape
-
-BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+from megatron_ext.plan.layout import BYTES, Layout, Shape
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -81,7 +79,9 @@ class Pass:
         return self.forward + self.backward
 
 
-def matmul(machine: Machine, m: int, n: float, k: float, *, format: str, passes: int = 1) -> float:
+def matmul(
+    machine: Machine, m: float, n: float, k: float, *, format: str, passes: int = 1
+) -> float:
     """Seconds of an m x k by k x n product."""
     constants = machine.constants
     tiles = -(-m // 256) * -(-n // 128) / machine.hardware.multiprocessors
@@ -132,9 +132,10 @@ def _attention(machine: Machine, shape: Shape, layout: Layout) -> tuple[float, f
         if layout.cp > 1:
             rate *= machine.constants.ring_attention
         return flops / rate + gap, 2.5 * flops / rate + 3 * gap
-    product = b * heads * matmul(
-        machine, int(queries), keys, shape.head_dim, format=layout.dtype
-    ) - (b * heads - 1) * gap
+    product = (
+        b * heads * matmul(machine, int(queries), keys, shape.head_dim, format=layout.dtype)
+        - (b * heads - 1) * gap
+    )
     scores = b * heads * queries * keys
     drop = 1 if shape.dropout else 0
     # The fused causal softmax reads half of the square and writes all of it.
@@ -185,7 +186,8 @@ def _tensor_parallel(machine: Machine, shape: Shape, layout: Layout) -> tuple[fl
     bytes_ = 2 * layout.tokens * shape.hidden * 2 * (tp - 1) / tp
     once = bytes_ / machine.bandwidth(ranks=tp, stride=1) + constants.collective_latency
     forward = 2 * once
-    backward = 2 * once * (1 - constants.tp_backward_hidden)
+    # With sequence parallelism the two column-parallel inputs are gathered once more.
+    backward = (3 if layout.sequence_parallel else 2) * once * (1 - constants.tp_backward_hidden)
     if layout.tp_comm_overlap:
         forward *= 1 - constants.tp_overlap_hidden
         backward = 2 * once * (1 - constants.tp_overlap_hidden)
@@ -204,6 +206,20 @@ def _context_parallel(machine: Machine, shape: Shape, layout: Layout) -> tuple[f
     return bytes_ / rate + latency, 2 * bytes_ / rate + latency
 
 
+def _selective(machine: Machine, shape: Shape, layout: Layout, core: float) -> Cost:
+    """What selective recomputation adds to a layer's backward."""
+    again = core if "core_attn" in layout.recompute_modules else 0.0
+    if "layernorm" in layout.recompute_modules:
+        split = layout.tp if layout.sequence_parallel else 1
+        again += machine.stream(layout.tokens * shape.hidden * 8 / split)
+    if "mlp" not in layout.recompute_modules:
+        return Cost(again)
+    linears, _ = _linears(machine, shape, layout)
+    mlp = shape.hidden * shape.ffn * (3 if shape.gated else 2) / shape.layer_matmul()
+    collectives, _ = _tensor_parallel(machine, shape, layout)
+    return Cost(again + mlp * linears, collectives / 2)
+
+
 @lru_cache(maxsize=65536)
 def layer(machine: Machine, shape: Shape, layout: Layout) -> Pass:
     """One decoder layer."""
@@ -217,7 +233,7 @@ def layer(machine: Machine, shape: Shape, layout: Layout) -> Pass:
     if layout.recompute == "full":
         backward += forward
     elif layout.recompute == "selective":
-        backward += Cost(core)
+        backward += _selective(machine, shape, layout, core)
     return Pass(forward, backward)
 
 

@@ -7,6 +7,8 @@ from megatron_ext.models.config import ModelConfig
 from megatron_ext.parallel.config import ParallelConfig
 from megatron_ext.plan.parameters import layer_matmul_weights
 
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+
 
 @dataclass(kw_only=True, frozen=True)
 class Shape:
@@ -81,6 +83,9 @@ class Layout:
     recompute_layers: int = 1
     """Layers per block of full recomputation."""
 
+    recompute_modules: tuple[str, ...] = ("core_attn",)
+    """What selective recomputation recomputes: ``core_attn``, ``layernorm``, ``mlp``."""
+
     first_stage_layers: int | None = None
     last_stage_layers: int | None = None
     ends_are_layers: bool = False
@@ -89,6 +94,9 @@ class Layout:
     dtype: str = "bf16"
     fp8: str | None = None
     """Recipe of the block linears, or None."""
+
+    fp8_weights: bool = False
+    """Block weights are kept and gathered in FP8."""
 
     fp32_gradients: bool = True
     overlap_grad_reduce: bool = False
@@ -121,14 +129,14 @@ class Layout:
         return self.micro_batch * self.seq_length // self.cp
 
     @staticmethod
-    def of(run: RunConfig, world_size: int) -> "Layout":
+    def of(run: RunConfig, world_size: int, *, fused_kernels: bool = True) -> "Layout":
         """The layout of a run on ``world_size`` ranks, at its first phase's batch and length.
 
         Raises:
             ValueError: the world size does not hold a whole number of model copies.
         """
         run.parallel.data_parallel_size(world_size)
-        parallel, phase = run.parallel, run.phases[0]
+        parallel, precision, phase = run.parallel, run.precision, run.phases[0]
         return Layout(
             world_size=world_size,
             tp=parallel.tensor_model_parallel_size,
@@ -142,13 +150,17 @@ class Layout:
             distributed_optimizer=parallel.use_distributed_optimizer,
             recompute=parallel.recompute_granularity,
             recompute_layers=parallel.recompute_num_layers,
+            recompute_modules=tuple(parallel.recompute_modules),
             first_stage_layers=parallel.num_layers_in_first_pipeline_stage,
             last_stage_layers=parallel.num_layers_in_last_pipeline_stage,
-            dtype=run.precision.dtype,
-            fp8=getattr(run.precision, "fp8", None) or None,
-            fp32_gradients=run.precision.grad_reduce_in_fp32,
+            dtype=precision.dtype,
+            fp8=precision.fp8_recipe if precision.fp8 else None,
+            fp8_weights=bool(precision.fp8) and precision.fp8_param,
+            fp32_gradients=precision.grad_reduce_in_fp32,
             overlap_grad_reduce=parallel.overlap_grad_reduce,
             overlap_param_gather=parallel.overlap_param_gather,
+            tp_comm_overlap=parallel.tp_comm_overlap,
+            fused_kernels=fused_kernels,
         )
 
     def chunk_layers(self, layers: int) -> list[list[int]]:

@@ -4,14 +4,13 @@ import math
 from dataclasses import dataclass, replace
 
 from megatron_ext.plan.layer_time import (
-    BYTES,
     Cost,
     Machine,
     embedding,
     layer,
     loss,
 )
-from megatron_ext.plan.layout import Layout, Shape
+from megatron_ext.plan.layout import BYTES, Layout, Shape
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -98,9 +97,7 @@ def _pipeline(machine: Machine, shape: Shape, layout: Layout) -> tuple[Cost, flo
     return work, waits, idle
 
 
-def _data_parallel(
-    machine: Machine, layout: Layout, parameters: float, backward: float
-) -> float:
+def _data_parallel(machine: Machine, layout: Layout, parameters: float) -> float:
     """Exposed seconds of reducing gradients and gathering parameters."""
     ranks = layout.shards
     if ranks == 1:
@@ -110,7 +107,8 @@ def _data_parallel(
     rate = machine.bandwidth(ranks=ranks, stride=layout.tp)
     reduce = gather = share * parameters * gradient / rate
     if layout.distributed_optimizer:
-        gather = share * parameters * BYTES[layout.dtype] / rate
+        weight = 1 if layout.fp8_weights else BYTES[layout.dtype]
+        gather = share * parameters * weight / rate
     hidden = machine.constants.dp_hidden
     exposed = reduce * (1 - hidden * layout.overlap_grad_reduce)
     if layout.distributed_optimizer:
@@ -139,7 +137,7 @@ def step_time(machine: Machine, shape: Shape, layout: Layout) -> StepTime:
         cp=work.cp,
         pp=waits,
         bubble=idle,
-        dp=_data_parallel(machine, layout, parameters, 0.0),
+        dp=_data_parallel(machine, layout, parameters),
         optimizer=optimizer,
         host=machine.constants.step_overhead,
     )

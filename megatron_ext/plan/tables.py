@@ -76,7 +76,7 @@ def _vtrain(cells: dict, models: dict) -> Iterator[Row]:
         table="vtrain_multi",
         name=f"{cells['params_b']}B tp{tp} pp{cells['pp']} dp{cells['dp']} mbs{cells['mbs']}",
         group=str(cells["params_b"]),
-        hardware="a100_80gb",
+        hardware="a100",
         network="ib_hdr_4x200",
         shape=shape,
         layout=layout,
@@ -113,7 +113,7 @@ def _korthikanti(cells: dict, models: dict) -> Iterator[Row]:
             table="korthikanti_table3_5",
             name=f"{cells['model']} {recompute}",
             group=cells["model"],
-            hardware="a100_80gb",
+            hardware="a100",
             network="ib_hdr_8x200",
             shape=shape,
             layout=layout,
@@ -149,7 +149,7 @@ def _skywork(cells: dict, models: dict) -> Iterator[Row]:
         table="skywork_table10",
         name=f"{cells['model']} dp{cells['dp']} tp{cells['tp']} pp{cells['pp']}",
         group=cells["model"],
-        hardware="a800_80gb",
+        hardware="a800",
         network="roce_800",
         shape=shape,
         layout=layout,
@@ -216,7 +216,7 @@ def _dgxc(cells: dict, models: dict) -> Iterator[Row]:
         table="dgxc_h100_gb200",
         name=f"{cells['release']} {model} {cells['precision']} {cells['gpus']} {cells['gpu']}",
         group=f"{model}",
-        hardware={"H100": "h100_80gb", "GB200": "gb200"}[cells["gpu"]],
+        hardware={"H100": "h100", "GB200": "gb200"}[cells["gpu"]],
         network="ib_ndr_8x400",
         shape=shape,
         layout=layout,
@@ -251,7 +251,7 @@ def _weak(cells: dict, models: dict) -> Iterator[Row]:
         table="mcore_h100_weak",
         name=cells["model"],
         group=cells["model"],
-        hardware="h100_80gb",
+        hardware="h100",
         network="ib_ndr_8x400",
         shape=shape,
         layout=layout,
@@ -274,6 +274,8 @@ def read(path: Path) -> list[Row]:
     rows: list[Row] = []
     for table in stored["tables"]:
         reader = READERS.get(table["id"])
-        for cells in table["rows"] if reader else ():
+        if reader is None:
+            continue
+        for cells in table["rows"]:
             rows += reader(dict(zip(table["columns"], cells, strict=True)), stored["models"])
     return rows
