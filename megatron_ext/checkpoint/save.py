@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -133,6 +134,8 @@ class PendingSave:
         """Keep the shard or the failure for ``finish``: other ranks wait for one of them."""
 
         def write() -> None:
+            if self._thread is not None:
+                _stand_back()
             os.makedirs(self.aside, exist_ok=True)
             shard = write_shard(self.aside / f"__{ranks.rank()}_0.distcp", self._mine)
             if read_back:
@@ -256,6 +259,12 @@ def _read_back(aside: Path, shard: Shard) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if folders.sha256_of(path) != shard.sha256:
         raise OSError(errno.EIO, "the disk returns other bytes than were written", str(path))
+
+
+def _stand_back() -> None:
+    """Let this thread, and the ones it starts, run on what training leaves of the processors."""
+    if sys.platform == "linux":  # elsewhere the priority would be the whole process's
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _caught(act: Callable[[], None]) -> Exception | None:

@@ -5,7 +5,6 @@ another), but no process is spawned, and the hash is computed beside the write.
 """
 
 import hashlib
-import io
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +52,7 @@ class Shard:
 def write_shard(path: Path, slots: Iterable[Slot]) -> Shard:
     """Write ``slots`` to ``path`` and flush them to disk."""
     tensors: dict[str, StoredTensor] = {}
-    with open(path, "xb", buffering=0) as file, _without_crc(), _hashing(file) as sink:
+    with open(path, "xb", buffering=BESIDE) as file, _without_crc(), _hashing(file) as sink:
         for slot in slots:
             start = sink.bytes
             torch.save(_detached(slot), sink)
@@ -61,6 +60,7 @@ def write_shard(path: Path, slots: Iterable[Slot]) -> Shard:
             known = tensors.get(slot.key)
             pieces = (*known.pieces, piece) if known else (piece,)
             tensors[slot.key] = StoredTensor(slot.shape, slot.data.dtype, pieces)
+        file.flush()
         os.fsync(file.fileno())
         return Shard(path.name, sink.bytes, sink.digest.hexdigest(), tensors)
 
@@ -87,9 +87,7 @@ class _Sink:
         view = memoryview(block).cast("B")
         hashed = self.pool.submit(self.digest.update, view) if len(view) >= BESIDE else None
         try:
-            written = 0
-            while written < len(view):
-                written += self.file.write(view[written:])
+            self.file.write(view)
         finally:
             if hashed:
                 hashed.result()
@@ -99,11 +97,11 @@ class _Sink:
         return len(view)
 
     def flush(self) -> None:
-        """torch.save asks for it; the file is unbuffered."""
+        """torch.save asks for it after every tensor; once at the end is enough."""
 
 
 @contextmanager
-def _hashing(file: BinaryIO | io.FileIO) -> Any:
+def _hashing(file: BinaryIO) -> Any:
     with ThreadPoolExecutor(1, thread_name_prefix="checkpoint-hash") as pool:
         yield _Sink(file, pool)
 

@@ -140,6 +140,27 @@ def test_losses_go_on_alike_under_another_layout(tmp_path, saved_at_tp2_dp2):
         assert torch.load(tmp_path / name) == pytest.approx(want, rel=1e-5)
 
 
+def _padding_is_zero_in_moments(path):
+    training = Training(small_run(**TP))
+    training.train(1)  # moments that loading must not leave behind
+    training.load(path)
+    from megatron_ext.optim.moments import MOMENTS, held
+
+    if env().rank == 1:  # holds rows 64 to 128, of which 112 to 128 are not stored
+        weight = training.chunks[0].module.output_layer.weight
+        (one,) = (one for one in held(training.optimizer) if one.param is weight)
+        assert not any(one.state()[name][48:].any() for name in MOMENTS)
+    save(path.parent / "again", **training.what())
+
+
+def test_padding_rows_may_come_with_another_layout(tmp_path):
+    """100 words are padded to 112 rows at TP 1 and to 128 at TP 2."""
+    run_on_ranks(_train_and_save, tmp_path, small_run(), world_size=1)
+    path = tmp_path / "step_00000002"
+    run_on_ranks(_padding_is_zero_in_moments, path, world_size=2)
+    _same_tensors(path, tmp_path / "again" / path.name, random_streams=False)
+
+
 def test_a_bf16_run_becomes_an_fp32_run_without_rounding(tmp_path, saved_at_tp2_dp2):
     path = saved_at_tp2_dp2("bf16")
     run_on_ranks(_load_and_save, path, tmp_path, small_run(dtype="fp32"), world_size=1)
