@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-PEER_SECONDS = 10.0  # silence of a watcher that means its node is lost
+PEER_SECONDS = 8.0  # silence of a watcher that means its node is lost
 ECHO_SECONDS = 1.0  # after the first death, others are let die so that the true cause is seen
 EXIT_SECONDS = 30.0  # after the first clean exit, the others' time to follow
 STACK_SECONDS = 1.5  # for every rank to write its stacks
@@ -95,7 +95,11 @@ class Council:
             return self._gather(now)
         lost = [r for r, m in self.members.items() if m.lost or now - m.heard > PEER_SECONDS]
         if lost and not self._all_done():
-            return self._end(1, self.event or self._event("node", lost[0], "no answer"))
+            # With a watcher gone, the death of its rank was only the first sign of a lost node.
+            if self.event is None or self.event.rank in lost:
+                host = self.members[lost[0]].host
+                self.event = self._event("node", lost[0], f"no answer from {host}")
+            return self._end(1, self.event)
         if self.phase == "run":
             return self._run(now)
         if self.phase == "echo":
@@ -126,7 +130,9 @@ class Council:
         if self._all_done():
             return self._end(0, None)
         if any(m.code not in (None, 0) for m in current.values()):
-            self.phase, self.since = "echo", now
+            # A signal is never the echo of another rank's end; an exception may be.
+            by_signal = any((m.code or 0) < 0 for m in current.values())
+            self.phase, self.since = "echo", now - (ECHO_SECONDS if by_signal else 0.0)
             return []
         clean = [m for m in current.values() if m.code == 0]
         if clean and now - min(m.ended for m in clean) > EXIT_SECONDS:

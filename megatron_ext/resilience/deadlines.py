@@ -1,11 +1,8 @@
 """How long a section of a run may take before it counts as hung, learnt from the run itself."""
 
-from collections import deque
-
 from megatron_ext.resilience.config import WatchConfig
 from megatron_ext.resilience.heartbeat import SECTIONS, Beat
 
-MEMORY = 256  # steps that the 99th percentile is taken over
 ENOUGH = 10  # steps of one regime before its percentile is trusted
 
 
@@ -14,25 +11,20 @@ class Deadlines:
 
     def __init__(self, config: WatchConfig) -> None:
         self._config = config
-        self._steps: dict[int, deque[float]] = {}
-        self._seen = 0
+        self._p99: dict[int, float] = {}
 
     def observe(self, beat: Beat) -> None:
-        """Learn from the last step, once for each."""
-        if beat.step != self._seen and beat.step_seconds > 0:
-            steps = self._steps.setdefault(beat.regime, deque(maxlen=MEMORY))
-            steps.append(beat.step_seconds)
-        self._seen = beat.step
+        """Learn. What one generation of the rank has taught holds for the next."""
+        if beat.regime_steps >= ENOUGH:
+            self._p99[beat.regime] = beat.p99_seconds
 
     def seconds(self, beat: Beat) -> float:
         """How long the section that ``beat`` began may last."""
         config = self._config
         if beat.section == "step":
-            steps = self._steps.get(beat.regime, ())
-            if len(steps) < ENOUGH:
+            if beat.regime not in self._p99:
                 return config.hang_unlearnt_seconds
-            p99 = sorted(steps)[max(0, -(-99 * len(steps) // 100) - 1)]
-            return 3.0 * p99 + config.hang_floor_seconds
+            return 3.0 * self._p99[beat.regime] + config.hang_floor_seconds
         longest = beat.longest[SECTIONS.index(beat.section)]
         if longest > 0 and beat.section != "start":
             return max(60.0, 10.0 * longest)

@@ -4,13 +4,16 @@ import mmap
 import os
 import struct
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 SECTIONS = ("start", "step", "between", "save", "finish")
-# Count of beats, monotonic time of the last, steps done, section, regime, seconds of the last
-# step, longest stay in each section. Written in place: a torn read is read again a tick later.
-PAGE = struct.Struct(f"<Qdqqqd{len(SECTIONS)}d")
+# Count of beats, monotonic time of the last, steps done, section, regime, steps of this regime and
+# their 99th percentile, longest stay in each section. Written in place: a torn read is read again
+# a tick later.
+PAGE = struct.Struct(f"<Qdqqqqd{len(SECTIONS)}d")
+MEMORY = 256  # steps that the percentile is taken over
 # Clock of the whole machine, so that two processes compare; never set back by ntp or a person.
 now = time.monotonic
 
@@ -26,8 +29,12 @@ class Beat:
     regime: int
     """Names steps of equal work: a longer sequence or a larger batch is another regime."""
 
-    step_seconds: float
+    regime_steps: int
+    p99_seconds: float
+    """Of the last steps of this regime."""
+
     longest: tuple[float, ...]
+    """Stay in each section so far."""
 
 
 class Heartbeat:
@@ -46,7 +53,8 @@ class Heartbeat:
     def clear(self) -> None:
         """Forget a rank that has ended, before the next one is started on the same page."""
         self._count = self._step = self._regime = self._section = 0
-        self._at, self._step_seconds = now(), 0.0
+        self._at, self._p99 = now(), 0.0
+        self._steps: deque[float] = deque(maxlen=MEMORY)
         self._longest = [0.0] * len(SECTIONS)
         self._write()
 
@@ -59,7 +67,8 @@ class Heartbeat:
             self._step,
             self._section,
             self._regime,
-            self._step_seconds,
+            len(self._steps),
+            self._p99,
             *self._longest,
         )
 
@@ -75,19 +84,23 @@ class Heartbeat:
 
     def step_done(self, step: int, *, regime: int) -> None:
         """``step`` steps are done, of the work of ``regime`` each."""
+        if regime != self._regime:
+            self._steps.clear()
         self._step, self._regime = step, regime
-        self._step_seconds = self.enter("between")
+        self._steps.append(self.enter("between"))
+        self._p99 = sorted(self._steps)[max(0, -(-99 * len(self._steps) // 100) - 1)]
         self._write()
 
     def read(self) -> Beat:
         """What the page says now."""
-        count, at, step, section, regime, seconds, *longest = PAGE.unpack_from(self._page, 0)
+        count, at, step, section, regime, steps, p99, *longest = PAGE.unpack_from(self._page, 0)
         return Beat(
             count=count,
             at=at,
             step=step,
             section=SECTIONS[section] if section < len(SECTIONS) else "start",
             regime=regime,
-            step_seconds=seconds,
+            regime_steps=steps,
+            p99_seconds=p99,
             longest=tuple(longest),
         )

@@ -84,10 +84,15 @@ class Watcher:
         finally:
             if self._child is not None:
                 self._child.kill()
+            if self.seat.rank == 0:
+                (self.seat.folder / "ended").touch()
             for number, handler in before.items():
                 signal.signal(number, handler)
             with contextlib.suppress(OSError):
                 (self.seat.folder / f".beat-{self.seat.rank}-{os.getpid()}").unlink()
+                for path in self.seat.folder.glob(f"rank-{self.seat.rank}.*.stacks"):
+                    if not path.stat().st_size:
+                        path.unlink()
 
     def _note(self, number: int, _frame: Any) -> None:
         self._asked.append(number)

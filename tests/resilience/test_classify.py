@@ -88,7 +88,7 @@ def test_a_forged_iteration_line_changes_nothing() -> None:
 
 @pytest.mark.parametrize("line", ["x" * 4000, "iteration 7 loss 3.0", "\x00\xff" * 100])
 def test_noise_costs_bounded_time_and_hides_nothing(line: str) -> None:
-    noise = (line + "\n") * (2 * MAX_LOG_BYTES // (len(line) + 1))
+    noise = (line + "\n") * (MAX_LOG_BYTES // (len(line) + 1))
     start = time.monotonic()
     failure = classify(
         Evidence(exit_code=1, took_steps=True, log=noise * 4 + "OSError: [Errno 28] full\n")

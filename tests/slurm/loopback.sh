@@ -88,8 +88,8 @@ SlurmctldHost=$host($ctl)
 SlurmctldPort=$PORT
 SlurmUser=root
 AuthType=auth/munge
-# cred_expire is how long a requeued job stays out; Slurm's own default is 120 s
-AuthInfo=socket=$DIR/run/munge.sock,cred_expire=2
+# cred_expire + 1 s is how long a requeued job stays out; 5 is the least, Slurm's default 120
+AuthInfo=socket=$DIR/run/munge.sock,cred_expire=5
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation=$DIR/state
 SlurmdSpoolDir=$DIR/spool/%n
