@@ -21,7 +21,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--sample-mb", type=float, default=30.0, help="text to train on, drawn evenly from all"
     )
-    parser.add_argument("--threads", type=int, default=2, help="of the trainer; any gives the same")
     return parser.parse_args(arguments)
 
 
@@ -48,7 +47,6 @@ def main() -> int:
         options.out,
         vocab_size=options.vocab_size,
         sample_bytes=int(options.sample_mb * 1e6),
-        threads=options.threads,
     )
     print(f"{options.out}: {size} pieces")
     if size < options.vocab_size:

@@ -21,7 +21,6 @@ def train_tokenizer(
     vocab_size: int,
     character_coverage: float = 0.9999,
     sample_bytes: int = 30_000_000,
-    threads: int = 1,
     seed: int = 0,
 ) -> int:
     """Write a ``.model`` trained on a sample of ``texts``; return its true vocabulary size.
@@ -51,7 +50,7 @@ def train_tokenizer(
             allow_whitespace_only_pieces=True,
             max_sentence_length=4 * LONGEST_PIECE_OF_TEXT,
             shuffle_input_sentence=False,
-            num_threads=threads,
+            num_threads=1,  # is written into the file, and BPE hardly gains by more
             train_extremely_large_corpus=False,
             minloglevel=2,
             unk_id=0,
