@@ -1,0 +1,92 @@
+"""A real pretrained model: SmolLM2-135M through every layout that its 9 and 3 heads allow."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_ext.convert.described import model_of
+from megatron_ext.convert.to_huggingface import to_huggingface
+from megatron_ext.convert.to_megatron import to_megatron
+from megatron_ext.evaluate import alone
+from megatron_ext.evaluate.parity import verify
+from megatron_ext.testing import env, meeting, run_on_ranks
+from tests.convert.smollm2 import GOLDEN, folder, token_ids
+from tests.distributed.convert.test_layouts import assert_same_bits
+
+pytestmark = pytest.mark.network
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    target = tmp_path_factory.mktemp("smollm2") / "imported"
+    report = to_megatron(folder(), target)
+    assert report.parameters == 134_515_008 and report.tied
+    return target
+
+
+def batch(ids):
+    tokens = torch.tensor([ids])
+    mask = torch.ones_like(tokens)
+    mask[0, -1] = 0  # nothing follows the last token
+    return {
+        "tokens": tokens,
+        "labels": tokens.roll(-1, dims=1),
+        "loss_mask": mask,
+        "position_ids": torch.arange(len(ids))[None],
+    }
+
+
+def losses_and_save(imported, target, ids, tp, pp):
+    from megatron_ext.checkpoint.load import load
+    from megatron_ext.checkpoint.save import save
+    from megatron_ext.models.gpt import build_model
+    from megatron_ext.parallel import groups
+    from megatron_ext.train.step import run_schedule
+
+    run = alone.alone(model_of(imported)[0])
+    run.parallel = replace(
+        run.parallel, tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp
+    )
+    collection = groups.start(run.parallel, env(), seed=1, init_method=meeting())
+    chunks = build_model(run, collection, wrap_ddp=False)
+    state = load(imported, run=run, chunks=chunks, optimizer=None, groups=collection)
+    for name, row in ids.items():
+        with torch.no_grad():
+            total, count = run_schedule(
+                [chunks[0].eval()],
+                lambda row=row: iter([batch(row)]),
+                num_microbatches=1,
+                micro_batch_size=1,
+                seq_length=len(row),
+                forward_only=True,
+                groups=collection,
+            )
+        assert total / count == pytest.approx(GOLDEN[name][2], abs=1e-3), name
+    save(target, run=run, chunks=chunks, optimizer=None, state=state, groups=collection)
+
+
+@pytest.mark.parametrize("tp, pp", [(1, 1), (3, 1), (1, 2), (1, 5)])
+def test_losses_are_the_golden_ones_and_not_a_bit_is_lost(tp, pp, imported, tmp_path):
+    ids = token_ids()
+    for name, (count, first, _, _) in GOLDEN.items():
+        assert len(ids[name]) == count and ids[name][:5] == first
+    if tp * pp > 1:
+        ids = {"code": ids["code"]}  # the shortest: layouts are about the weights
+    run_on_ranks(losses_and_save, imported, tmp_path, ids, tp, pp, world_size=tp * pp, timeout=300)
+    to_huggingface(tmp_path / "step_00000000", tmp_path / "back")
+    assert_same_bits(folder(), tmp_path / "back")
+    shutil.rmtree(tmp_path)
+
+
+def compare(imported, ids):
+    texts = {name: torch.tensor([row]) for name, row in ids.items()}
+    for parity in verify(folder(), imported, texts):
+        assert parity.agrees, parity.as_text()
+        assert parity.largest_difference < 1e-4 and parity.same_next_token == 1.0
+
+
+def test_logits_are_those_of_transformers(imported):
+    ids = {name: row[:160] for name, row in token_ids().items()}
+    run_on_ranks(compare, imported, ids, world_size=1, timeout=300)
