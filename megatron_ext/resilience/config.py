@@ -1,8 +1,9 @@
 """What follows a failure, and what is watched for, as plain data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_ext.legal import unknown_choice
+from megatron_ext.resilience.drill import DrillConfig
 
 ON_NONFINITE = ("stop", "skip", "rewind")
 
@@ -65,6 +66,9 @@ class WatchConfig:
     straggler_ratio: float = 1.4
     """A rank whose own work takes this times the median of all ranks is reported."""
 
+    drill: list[DrillConfig] = field(default_factory=list)
+    """Faults to strike on purpose. A real run has none."""
+
     def check(self) -> None:
         """Refuse words and numbers that mean nothing.
 
@@ -73,6 +77,8 @@ class WatchConfig:
         """
         if self.on_nonfinite not in ON_NONFINITE:
             raise unknown_choice("watch.on_nonfinite", self.on_nonfinite, ON_NONFINITE)
+        for fault in self.drill:
+            fault.check()
         if 0 < self.spike_factor <= 1:
             raise ValueError(
                 f"watch.spike_factor={self.spike_factor} is not above 1: every step would be a "

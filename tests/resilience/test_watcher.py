@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,14 @@ from megatron_ext.resilience.heartbeat import Heartbeat
 from megatron_ext.resilience.watcher import Seat, Watcher
 
 STEPS = 40
+# Waits under the file name by which a real collective shows in a rank's stacks.
+COLLECTIVE: dict[str, Callable[[Path, str, int], None]] = {}
+SOURCE = """
+def wait(folder, pattern, count):
+    while len(list(folder.glob(pattern))) < count:
+        time.sleep(0.005)
+"""
+exec(compile(SOURCE, "torch/distributed/distributed_c10d.py", "exec"), {"time": time}, COLLECTIVE)
 Fault = Callable[[int], None]
 
 
@@ -34,8 +43,7 @@ def _rank(watchers: dict[int, Watcher], rank: int, folder: Path, fault: Fault, a
             (folder / "struck").touch()
             fault(rank)
         (folder / f"at-{rank}-{step}-{os.environ['GENERATION']}").touch()
-        while len(list(folder.glob(f"at-*-{step}-{os.environ['GENERATION']}"))) < len(watchers):
-            time.sleep(0.005)
+        COLLECTIVE["wait"](folder, f"at-*-{step}-{os.environ['GENERATION']}", len(watchers))
         time.sleep(0.02)
         step += 1
         beat.step_done(step, regime=0)
@@ -73,6 +81,8 @@ def _run(folder: Path, fault: Fault, *, at: int = 25, ranks: int = 3) -> list[in
             for k in range(ranks):
                 watchers[k] = Watcher(seat, task, may_go_on=lambda: True, has_outcome=lambda: False)
             os._exit(watchers[rank].run())
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(99)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in processes]
@@ -87,7 +97,8 @@ def _stop(_rank: int) -> None:
 
 
 def _hold_interpreter(_rank: int) -> None:
-    ctypes.PyDLL(None).sleep(1000)
+    while True:  # a signal ends the sleep
+        ctypes.PyDLL(None).sleep(1000)
 
 
 def _busy(_rank: int) -> None:
@@ -100,6 +111,7 @@ FAULTS = {
     "abort": (lambda _: os.abort(), "process", "signal 6"),
     "exception": (_raise, "crash", "RuntimeError: planned"),
     "stopped": (_stop, "hang", "rank 1 on n1 is stopped"),
+    "asleep": (_busy, "hang", "rank 1 on n1"),
     "interpreter held": (_hold_interpreter, "hang", "rank 1 on n1"),
 }
 

@@ -1,0 +1,71 @@
+"""Faults on purpose: what a drill does to one rank, once, to see the run come through."""
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from megatron_ext.legal import unknown_choice
+
+
+@dataclass(kw_only=True)
+class DrillConfig:
+    """One planned fault. ``watch.drill`` lists them; a real run has none."""
+
+    kind: str
+    """A word of ``FAULTS`` or of ``NUMERIC``."""
+
+    step: int
+    """Struck before this step (counted from 0)."""
+
+    rank: int = 0
+    times: int = 1
+    """Attempts and restarts that it strikes; 0 is every time."""
+
+    def check(self) -> None:
+        """Refuse an unknown fault.
+
+        Raises:
+            ValueError: naming the known ones.
+        """
+        if self.kind not in FAULTS and self.kind not in NUMERIC:
+            raise unknown_choice("watch.drill.kind", self.kind, [*FAULTS, *NUMERIC])
+
+
+def _raise() -> None:
+    raise RuntimeError("drill: exception")
+
+
+def _hold_interpreter() -> None:
+    while True:
+        ctypes.PyDLL(None).sleep(1000)
+
+
+def _read_nothing() -> None:
+    ctypes.string_at(0)
+
+
+def _kill(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def _sleep() -> None:
+    time.sleep(100_000)
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "exception": _raise,
+    "segfault": _read_nothing,
+    "abort": os.abort,
+    "exit0": lambda: os._exit(0),
+    "kill": _kill(signal.SIGKILL),
+    "term": _kill(signal.SIGTERM),
+    "interrupt": _kill(signal.SIGINT),
+    "stop": _kill(signal.SIGSTOP),
+    "hold": _hold_interpreter,
+    "sleep": _sleep,
+}
+# Struck inside the step instead, by the callback that has the model (train/callbacks/drill.py).
+NUMERIC = ("nan", "spike", "flip")
