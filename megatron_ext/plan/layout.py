@@ -34,6 +34,8 @@ class Shape:
 
     dropout: bool = False
     rotary: bool = True
+    positions: int = 0
+    """Rows of a learned position table."""
 
     @staticmethod
     def of(model: ModelConfig, tensor_parallel: int) -> "Shape":

@@ -11,6 +11,7 @@ from megatron_ext.plan.layer_time import (
     loss,
 )
 from megatron_ext.plan.layout import BYTES, Layout, Shape
+from megatron_ext.plan.memory import stage_parameters
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -43,25 +44,6 @@ class StepTime:
         """The whole step."""
         pipeline = self.compute + self.tp + self.cp + self.pp + self.bubble
         return pipeline + self.dp + self.optimizer + self.host
-
-
-def stage_parameters(shape: Shape, layout: Layout) -> list[float]:
-    """Parameters on one rank of each stage."""
-    chunks = layout.chunk_layers(shape.layers)
-    vectors = 2 * shape.norm_vectors * shape.hidden
-    heads = (shape.heads + 2 * shape.groups) * shape.head_dim
-    split = heads if shape.qkv_bias or shape.linear_bias else 0
-    if shape.linear_bias:
-        split += (2 if shape.gated else 1) * shape.ffn
-        vectors += 2 * shape.hidden
-    each = (shape.layer_matmul() + split) / layout.tp + vectors
-    counts = [sum(stage) * each for stage in chunks]
-    rows = shape.vocab * shape.hidden / layout.tp
-    counts[0] += rows
-    if not shape.tied or layout.pp > 1:
-        counts[-1] += rows
-    counts[-1] += shape.norm_vectors * shape.hidden
-    return counts
 
 
 def stage_costs(machine: Machine, shape: Shape, layout: Layout) -> list[Cost]:

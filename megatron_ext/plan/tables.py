@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -259,18 +260,122 @@ def _weak(cells: dict, models: dict) -> Iterator[Row]:
     )
 
 
+def _golden(cells: dict, models: dict) -> Iterator[Row]:
+    """Megatron's own CI: the memory of the last rank."""
+    tp, case = cells["tp"], cells["case"]
+    large = "15b" in case
+    vocab = cells["vocab_arg"] or (256000 if large else 50257)
+    gated = bool(cells["swiglu"])
+    shape = gpt(
+        layers=cells["layers"],
+        hidden=cells["hidden"],
+        heads=cells["heads"],
+        groups=cells["kv_groups"] or cells["heads"],
+        vocab=padded(vocab, tp),
+        ffn=cells["ffn"] or 4 * cells["hidden"],
+        gated=gated,
+        tied=not cells["untied"],
+        rotary=large,
+        dropout=not large,
+        linear_bias=not (large or gated),
+    )
+    # The 15B rows state no GPU count; 6 + 12/d fits d = 16.
+    world = cells["gpus"] or 16 * tp * cells["pp"] * cells["cp"]
+    dp = world // (tp * cells["pp"] * cells["cp"])
+    layout = Layout(
+        world_size=world,
+        tp=tp,
+        pp=cells["pp"],
+        vpp=cells["vpp"] or 1,
+        cp=cells["cp"],
+        micro_batch=cells["mbs"],
+        global_batch=cells["gbs"] or 8 * dp * cells["mbs"],
+        seq_length=cells["seq"],
+        sequence_parallel=bool(cells["sp"]),
+        ends_are_layers="account_for" in case,
+        distributed_optimizer=bool(cells["dist_opt"]),
+        recompute=cells["recompute"],
+        dtype=cells["dtype"] or "bf16",
+        fp32_gradients=cells["dtype"] != "fp16",
+        # The small cases ask for the unfused back end, which knows no context parallelism.
+        flash_attention=cells["hidden"] > 512 or cells["cp"] > 1,
+        fp8="delayed" if cells["fp8"] else None,
+    )
+    yield Row(
+        table="mcore_ci_golden",
+        name=f"{case} {cells['gpu']}",
+        group=case.split("_")[1] if large or "7b" in case else "small",
+        hardware={"a100": "a100", "h100": "h100"}.get(cells["gpu"], "gb200"),
+        network="ib_ndr_8x400",
+        shape=shape,
+        layout=layout,
+        allocated_bytes=cells["mem_allocated_bytes"],
+        peak_bytes=cells["mem_max_allocated_bytes"],
+    )
+
+
+def _nemo(cells: dict, models: dict) -> Iterator[Row]:
+    known = _model(cells["model"], models)
+    if known is None or cells["task"] != "pretrain":
+        return
+    shape = _named(known, cells["tp"])
+    layout = Layout(
+        world_size=cells["gpus"],
+        tp=cells["tp"],
+        pp=cells["pp"],
+        vpp=cells["vpp"] or 1,
+        cp=cells["cp"],
+        micro_batch=cells["mbs"],
+        global_batch=cells["gbs"],
+        seq_length=cells["seq"],
+        sequence_parallel=cells["tp"] > 1,
+        distributed_optimizer=True,
+        fp8="hybrid",
+        fp32_gradients=False,
+        overlap_grad_reduce=True,
+        overlap_param_gather=True,
+        tp_comm_overlap=cells["tp"] > 1,
+    )
+    yield Row(
+        table="nemo_24_07",
+        name=f"{cells['model']} {cells['gpus']} tp{cells['tp']} pp{cells['pp']} cp{cells['cp']}",
+        group=cells["model"],
+        hardware="h100",
+        network="ib_ndr_8x400",
+        shape=shape,
+        layout=layout,
+        seconds=cells["iter_s_derived"],
+    )
+
+
 READERS = {
+    "mcore_ci_golden": _golden,
     "vtrain_multi": _vtrain,
     "korthikanti_table3_5": _korthikanti,
     "skywork_table10": _skywork,
+    "nemo_24_07": _nemo,
     "dgxc_h100_gb200": _dgxc,
     "mcore_h100_weak": _weak,
 }
 
 
+def unread(path: Path) -> list[str]:
+    """Tables of ``path`` that print no layout, or nothing that is predicted here."""
+    return [table["id"] for table in _load(path)["tables"] if table["id"] not in READERS]
+
+
+@cache
+def _load(path: Path) -> dict:
+    return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def read(path: Path) -> list[Row]:
-    """Every row of ``path`` that this module knows how to lay out."""
-    stored = yaml.safe_load(path.read_text())
+    """Every row of ``path`` that this module knows how to lay out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    stored = _load(path)
     rows: list[Row] = []
     for table in stored["tables"]:
         reader = READERS.get(table["id"])

@@ -18,6 +18,15 @@ from megatron_ext.plan.step_time import step_time
 from megatron_ext.plan.tables import Row, read
 
 SHARES = {field.name for field in fields(Constants) if 0.2 < field.default < 0.9}
+FITTED = (
+    "vtrain_multi",
+    "korthikanti_table3_5",
+    "skywork_table10",
+    "dgxc_h100_gb200",
+    "mcore_h100_weak",
+)
+"""Tables whose rows are fitted; the others are only predicted."""
+
 WIDTHS = {
     "memory": 0.2,
     "nvlink": 0.3,
@@ -119,11 +128,16 @@ def even(rows: list[Row]) -> Callable[[Row], float]:
     return lambda row: TABLE_WEIGHTS.get(row.table, 3.0) * counts[row.table] ** -0.75
 
 
+def fitted_rows(rows: list[Row]) -> list[Row]:
+    """The step times among ``rows`` that the constants may see."""
+    return [row for row in rows if row.seconds and row.table in FITTED]
+
+
 def main() -> None:
     """Fit and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("table", type=Path)
-    rows = [row for row in read(parser.parse_args().table) if row.seconds]
+    rows = fitted_rows(read(parser.parse_args().table))
     fitted = fit(rows, weight=even(rows))
     for field in fields(Constants):
         print(f"{field.name} = {getattr(fitted, field.name):.4g}  (prior {field.default:.4g})")
