@@ -31,7 +31,10 @@ ARCADE_SPECIALS = (
 CL100K_RANKS = 100_256
 FIRST_SPECIAL = 100_257
 BLANK_MARK = "\u2581"
-EOD_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
+EOD_NAMES = (
+    "<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)  # fmt: skip
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -92,14 +95,19 @@ class Arcade100kTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts, NFC first; text that spells a special token stays text."""
-        texts = [unicodedata.normalize("NFC", text) for text in texts]
-        parts = [self.model.encode_to_numpy(text, disallowed_special=()) for text in texts]
+        encode = self.model.encode_to_numpy
+        parts = [encode(self.normalised(text), disallowed_special=()) for text in texts]
         lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
         return np.concatenate(parts).astype(np.int32), lengths
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; bytes that are no UTF-8 become the replacement character."""
         return self.model.decode([int(i) for i in ids])
+
+    @staticmethod
+    def normalised(text: str) -> str:
+        """What is encoded in the place of ``text``."""
+        return unicodedata.normalize("NFC", text)
 
     def restores(self, text: str) -> bool:
         """Text that is in NFC already."""
