@@ -229,22 +229,6 @@ def environment(run: RunConfig, *, capability: tuple[int, int] | None) -> dict[s
     return variables
 
 
-def refuse_environment(environ: dict[str, str], run: RunConfig, *, capability: Any) -> None:
-    """Refuse variables that contradict what the run needs.
-
-    Raises:
-        ValueError: the variable, its value, and the one that works.
-    """
-    needed = environment(run, capability=capability).get("CUDA_DEVICE_MAX_CONNECTIONS")
-    have = environ.get("CUDA_DEVICE_MAX_CONNECTIONS")
-    if needed and have not in (None, needed):
-        raise ValueError(
-            f"CUDA_DEVICE_MAX_CONNECTIONS={have} lets a matmul overtake the collective that "
-            f"parallel.sequence_parallel or context_parallel_size hides behind it: unset it, or "
-            f"set it to {needed}."
-        )
-
-
 def topology_warnings(run: RunConfig, *, gpus_per_node: int) -> list[str]:
     """What is legal and slow about the layout on nodes of this size, one sentence each."""
     tp, cp = run.parallel.tensor_model_parallel_size, run.parallel.context_parallel_size

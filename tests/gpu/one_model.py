@@ -3,10 +3,13 @@
 python -m tests.gpu.one_model make   FOLDER                     weights and reference, fp32
 python -m tests.gpu.one_model read   FOLDER IMPL DTYPE OUT      the same weights elsewhere
 python -m tests.gpu.one_model isolate IMPL BACKEND DTYPE        packed documents against alone
+python -m tests.gpu.one_model open IMPL DTYPE                   the first lines of a run's log
+python -m tests.gpu.one_model stall FOLDER LAYERS               seconds that saves hold training up
 """
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,5 +121,48 @@ def isolate(impl: str, backend: str, dtype: str) -> None:
     print(json.dumps({"difference": prove_isolation([chunk])}))
 
 
+def open_run(impl: str, dtype: str) -> None:
+    """What a run would say of itself first, on one line."""
+    from megatron_ext.devices import device, opening
+
+    run = described(impl=impl, dtype=dtype)
+    opening.set_environment(run)
+    device.start()
+    print(" | ".join(opening.announce(run)))
+
+
+def stall(folder: str, layers: str) -> None:
+    """Blocking seconds of a save and of a background one, and the bytes, as JSON."""
+    from megatron_ext.checkpoint.save import Staging, begin, save
+    from megatron_ext.devices import device
+    from megatron_ext.models.gpt import build_model
+    from megatron_ext.optim.build import build_optimizer
+    from megatron_ext.parallel import groups
+    from megatron_ext.parallel.env import Env
+
+    run = described(impl="auto", dtype="bf16")
+    run.model.num_layers = int(layers)
+    started = groups.start(run.parallel, Env.read({}), seed=1)
+    chunks = build_model(run, started)
+    optimizer = build_optimizer(run, chunks, started)
+    common = {"run": run, "chunks": chunks, "optimizer": optimizer, "groups": started}
+    seconds: dict[str, list[float]] = {"blocking": [], "background": []}
+    staging = Staging()
+    for step in range(1, 7):
+        state = {**STATE, "step": step}
+        device.current().synchronize()
+        clock = time.perf_counter()
+        if step % 2:
+            path = save(Path(folder), state=state, **common)
+            seconds["blocking"].append(time.perf_counter() - clock)
+        else:
+            pending = begin(Path(folder), state=state, staging=staging, **common)
+            seconds["background"].append(time.perf_counter() - clock)
+            path = pending.finish()
+    size = sum(file.stat().st_size for file in path.rglob("*"))
+    print(json.dumps({**seconds, "bytes": size}))
+
+
 if __name__ == "__main__":
-    {"make": make, "read": read, "isolate": isolate}[sys.argv[1]](*sys.argv[2:])
+    modes = {"make": make, "read": read, "isolate": isolate, "open": open_run, "stall": stall}
+    modes[sys.argv[1]](*sys.argv[2:])

@@ -55,6 +55,21 @@ def corpus(folder: Path) -> Path:
     return folder / "own"
 
 
+def overrides(
+    run_dir: Path, prefix: Path, *, steps: int, settings: dict[str, Any] | None = None
+) -> list[str]:
+    """The command line of a small run."""
+    chosen = {**SMALL, **(settings or {})}
+    tokens = steps * chosen["batch.global_batch_size"] * chosen["batch.seq_length"]
+    mixture = "{}" if chosen.get("data.synthetic") else "{own: 1.0}"
+    phase = f"{{tokens: {tokens}, schedule: {{name: constant}}, mixture: {mixture}}}"
+    typed = [f"{key}={_text(value)}" for key, value in chosen.items()]
+    typed += ["name=gpu", f"run_dir={run_dir}", f"phases=[{phase}]"]
+    if not chosen.get("data.synthetic"):
+        typed += [f"data.sources={{own: {{path: {prefix}, max_epochs: 50}}}}"]
+    return typed
+
+
 def train(
     run_dir: Path,
     prefix: Path,
@@ -69,21 +84,13 @@ def train(
     Raises:
         AssertionError: the run failed; the end of what it said is in the message.
     """
-    chosen = {**SMALL, **(settings or {})}
-    tokens = steps * chosen["batch.global_batch_size"] * chosen["batch.seq_length"]
-    mixture = "{}" if chosen.get("data.synthetic") else "{own: 1.0}"
-    phase = f"{{tokens: {tokens}, schedule: {{name: constant}}, mixture: {mixture}}}"
-    overrides = [f"{key}={_text(value)}" for key, value in chosen.items()]
-    overrides += ["name=gpu", f"run_dir={run_dir}"]
-    overrides += [f"phases=[{phase}]"]
-    if not chosen.get("data.synthetic"):
-        overrides += [f"data.sources={{own: {{path: {prefix}, max_epochs: 50}}}}"]
+    asked = overrides(run_dir, prefix, steps=steps, settings=settings)
     launcher = [sys.executable, "-m", "launch.train"]
     if ranks > 1:
         agent = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         launcher = [sys.executable, *agent, "-m", "launch.train"]
     done = subprocess.run(
-        [*launcher, *overrides],
+        [*launcher, *asked],
         cwd=ROOT,
         env={**os.environ, **(environ or {})},
         capture_output=True,

@@ -145,13 +145,6 @@ def test_one_hardware_queue_is_asked_for_where_overlap_counts_on_it(
     assert variables.get("CUDA_DEVICE_MAX_CONNECTIONS") == expected
 
 
-def test_a_contradicting_environment_is_refused() -> None:
-    with pytest.raises(ValueError, match="CUDA_DEVICE_MAX_CONNECTIONS=8"):
-        environ = {"CUDA_DEVICE_MAX_CONNECTIONS": "8"}
-        overlap.refuse_environment(environ, run(TP2), capability=(9, 0))
-    overlap.refuse_environment({}, run(TP2), capability=(9, 0))
-
-
 def test_tensor_parallel_groups_that_cross_nodes_are_warned_about() -> None:
     assert overlap.topology_warnings(run(TP2), gpus_per_node=8) == []
     three = run({"tensor_model_parallel_size": 3})
