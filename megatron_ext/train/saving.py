@@ -122,8 +122,7 @@ class Checkpoints:
 
     def _shelve(self, path: Path) -> Path:
         self._pending = None
-        for old in self.shelf.added(path, read_back=self._staging is not None):
-            log.info("deleted %s", old)
+        self.shelf.added(path, read_back=self._staging is not None)
         log.info("saved %s", path)
         return path
 
