@@ -189,62 +189,6 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["step_00000005"]
 
 
-class _Killed(BaseException):
-    """Stands for the process having gone: nothing that runs after it may touch the disk."""
-
-
-def _save_until(folder: Path, call: int) -> bool:
-    """Save step 5 again, dying at the ``call``-th call to the system; False when it survives."""
-    counted = 0
-
-    def dying(function):
-        def counting(*args, **kwargs):
-            nonlocal counted
-            counted += 1
-            if counted >= call:
-                raise _Killed
-            return function(*args, **kwargs)
-
-        return counting
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("open", "fsync", "rename", "replace", "unlink", "rmdir", "mkdir", "write"):
-            patch.setattr(os, name, dying(getattr(os, name)))
-        patch.setattr("builtins.open", dying(open))
-        try:
-            _write(folder, 5, seed=1)
-        except _Killed:
-            return True
-    return False
-
-
-@pytest.mark.parametrize("present", [[4], [5], [4, 5]])
-def test_a_crash_anywhere_leaves_the_old_or_the_new_one(tmp_path, present):
-    outcomes = set()
-    for call in range(1, 1000):
-        folder = tmp_path / str(call)
-        old = {_write(folder, step) and step: _bytes(folder, step) for step in present}
-        died = _save_until(folder, call)
-        path, bad = folders.newest_good(folder)
-        assert path is not None, f"nothing left after call {call}"
-        assert not bad
-        step = folders.describe(path)["step"]
-        outcome = "old" if old.get(step) == _content(path) else "new"
-        outcomes.add(outcome)
-        if not died:
-            assert outcome == "new"
-            break
-    assert outcomes == {"old", "new"}
-
-
-def _content(path: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in path.iterdir()}
-
-
-def _bytes(folder: Path, step: int) -> dict[str, bytes]:
-    return _content(folders.step_folder(folder, step))
-
-
 def test_the_description_is_plain_json(tmp_path):
     path = _write(tmp_path, 3, pinned=True)
     meta = folders.describe(path)

@@ -9,6 +9,7 @@ import pickle
 import resource
 import shutil
 import signal
+import threading
 import time
 
 import pytest
@@ -20,6 +21,7 @@ from megatron_ext.checkpoint import index
 from megatron_ext.checkpoint.load import load, stored_run
 from megatron_ext.checkpoint.reader import TensorReader
 from megatron_ext.checkpoint.save import Staging, begin, save
+from megatron_ext.checkpoint.shard import write_shard
 from megatron_ext.checkpoint.shelf import Shelf
 from megatron_ext.testing import env, run_on_ranks
 
@@ -103,16 +105,24 @@ def _save_in_background(folder):
     training = Training(small_run(**DISTRIBUTED, dtype="bf16"))
     training.train(1)
     save(folder / "plain", **training.what())
-    staging = Staging()
-    for _ in range(2):  # the second time into the same host memory
-        pending = begin(folder / "background", **training.what(), staging=staging)
-        step, training.step = training.step, 1
-        training.train(1)  # goes on while it is written
-        while (path := pending.poll()) is None:
-            time.sleep(0.01)
-        training.load(folder / "plain" / STEP_1)
-        training.step = step
-        assert path == folder / "background" / STEP_1
+    changed, staging = threading.Event(), Staging()
+
+    def late(path, slots):
+        assert changed.wait(20.0)
+        return write_shard(path, slots)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megatron_ext.checkpoint.save.write_shard", late)
+        for _ in range(2):  # the second time into the same host memory
+            changed.clear()
+            pending = begin(folder / "background", **training.what(), staging=staging)
+            training.train(1)  # goes on before anything is written
+            assert pending.poll() is None
+            changed.set()
+            while (path := pending.poll()) is None:
+                time.sleep(0.01)
+            assert path == folder / "background" / STEP_1
+            training.load(folder / "plain" / STEP_1)
 
 
 def test_a_save_in_the_background_holds_the_state_it_was_begun_with(tmp_path):
