@@ -1,6 +1,10 @@
 """What a checkpoint says of itself, as conversion reads and writes it: run.json and meta.json."""
 
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -64,3 +68,15 @@ def documents(model: ModelConfig, *, name: str) -> dict[str, bytes]:
 def as_json(content: dict[str, Any]) -> bytes:
     """A document of a checkpoint."""
     return json.dumps(content, indent=1, ensure_ascii=False).encode()
+
+
+@contextmanager
+def carried_tokenizer(path: Path, other: Path | None) -> Iterator[Path]:
+    """A folder with the tokenizer that a checkpoint carries, or ``other`` where one is named."""
+    if other is not None:
+        yield other if other.is_dir() else other.parent
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for asset in path.glob(f"{ASSET}*"):
+            shutil.copyfile(asset, Path(folder) / asset.name.removeprefix(ASSET))
+        yield Path(folder)

@@ -84,7 +84,8 @@ def compare(imported, ids):
     texts = {name: torch.tensor([row]) for name, row in ids.items()}
     for parity in verify(folder(), imported, texts):
         assert parity.agrees, parity.as_text()
-        assert parity.largest_difference < 1e-4 and parity.same_next_token == 1.0
+        assert parity.layers["logits"] < 1e-5 and parity.same_next_token == 1.0
+        assert parity.largest_difference < 2e-4  # of logits up to 35
 
 
 def test_logits_are_those_of_transformers(imported):
