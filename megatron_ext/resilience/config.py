@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from megatron_ext.legal import unknown_choice
 from megatron_ext.resilience.drill import DrillConfig
 
-ON_NONFINITE = ("stop", "skip", "rewind")
+ON_BAD_STEP = ("stop", "skip", "rewind")
 
 
 @dataclass(kw_only=True)
@@ -47,12 +47,12 @@ class WatchConfig:
     hang_unlearnt_seconds: float = 900.0
     """Deadline of a section that has been seen fewer than ten times."""
 
-    on_nonfinite: str = "rewind"
-    """After a repeated NaN or Inf: ``stop``, ``skip`` the step's update, or ``rewind`` to the
-    newest checkpoint and pass over the samples that led here."""
+    on_bad_step: str = "skip"
+    """After a NaN, Inf or loss spike that stays when the step is run again: ``stop``, ``skip`` the
+    step's samples, or ``rewind`` to the newest checkpoint and pass over all samples since."""
 
     spike_factor: float = 10.0
-    """A loss or gradient norm above this times the running median is a spike; 0 never."""
+    """A loss above this times the running median is a spike; 0 never."""
 
     spike_window_steps: int = 128
     """Steps that the running median is taken over."""
@@ -75,8 +75,8 @@ class WatchConfig:
         Raises:
             ValueError: naming the dotted key, the value and the rule.
         """
-        if self.on_nonfinite not in ON_NONFINITE:
-            raise unknown_choice("watch.on_nonfinite", self.on_nonfinite, ON_NONFINITE)
+        if self.on_bad_step not in ON_BAD_STEP:
+            raise unknown_choice("watch.on_bad_step", self.on_bad_step, ON_BAD_STEP)
         for fault in self.drill:
             fault.check()
         if 0 < self.spike_factor <= 1:

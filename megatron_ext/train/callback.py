@@ -34,5 +34,8 @@ class Callback:
     def after_save(self, trainer: "Trainer", path: Path) -> None:
         """After a checkpoint was written and verified."""
 
+    def after_rewind(self, trainer: "Trainer") -> None:
+        """After going back to the newest checkpoint in the middle of a run."""
+
     def after_training(self, trainer: "Trainer", outcome: str) -> None:
         """Once, with ``finished`` or ``stopped``."""

@@ -17,10 +17,11 @@ from megatron_ext.resilience import lease
 from megatron_ext.resilience.stop import StopRequest
 from megatron_ext.train.callback import Callback, Metrics
 from megatron_ext.train.feed import Feed
+from megatron_ext.train.numerics import Numerics
 from megatron_ext.train.phases import Phase, Plan
 from megatron_ext.train.saving import Checkpoints
 from megatron_ext.train.state import TrainState
-from megatron_ext.train.step import train_step
+from megatron_ext.train.step import StepResult, train_step
 
 
 class Trainer:
@@ -47,6 +48,13 @@ class Trainer:
         self.checkpoints, self.callbacks, self.stop = checkpoints, callbacks, stop
         self.state = TrainState()
         self.run_dir = Path(run.folder())
+        self.numerics = Numerics(
+            run.watch,
+            self.run_dir,
+            rank=env.rank,
+            # With fp16 an infinite gradient lowers the loss scale, and nothing is wrong.
+            gradients=run.precision.dtype != "fp16",
+        )
 
     @property
     def phase(self) -> Phase:
@@ -84,23 +92,9 @@ class Trainer:
     def step(self) -> Metrics:
         """One optimizer step of the running phase, counted in ``state``."""
         started = time.perf_counter()
-        phase, state = self.phase, self.state
+        result = self._sound_step()
+        phase, state, lr = self.phase, self.state, self.learning_rate()
         size = self.global_batch_size()
-        lr = learning_rate(
-            self.run.phases, self.run.optimizer, phase=phase.index, phase_tokens=state.phase_tokens
-        )
-        set_learning_rate(self.optimizer, lr)
-        packed = phase.config.packing == "document"
-        micro = self.feed.micro_batch_size
-        result = train_step(
-            self.model,
-            self.optimizer,
-            self.feed.step(phase, state, global_batch_size=size),
-            num_microbatches=size // (micro * self.feed.size),
-            micro_batch_size=1 if packed else micro,
-            seq_length=phase.seq_length * micro if packed else phase.seq_length,
-            groups=self.groups,
-        )
         self._count(phase, size, result.loss)
         return {
             "step": state.step,
@@ -114,6 +108,47 @@ class Trainer:
             "seq_length": phase.seq_length,
             "seconds": time.perf_counter() - started,
         }
+
+    def _sound_step(self) -> StepResult:
+        """A step that was approved: a bad one is run again, and then its samples passed over."""
+        while True:
+            self.numerics.replay(self.state)
+            result = self._try_step()
+            if result.approved:
+                return result
+            if self.numerics.first_time(self.state):
+                continue
+            past = self.state.phase_samples + self.global_batch_size()
+            if self.numerics.intervene(self.state) == "rewind" and self.checkpoints.saved_step:
+                self.checkpoints.resume(self)
+                for callback in self.callbacks:
+                    callback.after_rewind(self)
+            self.numerics.skip(self.state, past)
+
+    def _try_step(self) -> StepResult:
+        phase, size = self.phase, self.global_batch_size()
+        set_learning_rate(self.optimizer, self.learning_rate())
+        packed = phase.config.packing == "document"
+        micro = self.feed.micro_batch_size
+        return train_step(
+            self.model,
+            self.optimizer,
+            self.feed.step(phase, self.state, global_batch_size=size),
+            num_microbatches=size // (micro * self.feed.size),
+            micro_batch_size=1 if packed else micro,
+            seq_length=phase.seq_length * micro if packed else phase.seq_length,
+            groups=self.groups,
+            approve=self.numerics.approve,
+        )
+
+    def learning_rate(self) -> float:
+        """Of the next step: a function of the phase's tokens alone."""
+        return learning_rate(
+            self.run.phases,
+            self.run.optimizer,
+            phase=self.phase.index,
+            phase_tokens=self.state.phase_tokens,
+        )
 
     def global_batch_size(self) -> int:
         """Sequences of the next step: by the plan, or grown by the loss."""

@@ -30,6 +30,8 @@ class StepResult:
     """False when the optimizer skipped the step because a gradient was not finite (fp16)."""
 
     grad_norm: float
+    approved: bool = True
+    """False when ``approve`` held the update back."""
 
 
 def packed_seq_params(cu_seqlens: Tensor) -> PackedSeqParams:
@@ -126,8 +128,13 @@ def train_step(
     micro_batch_size: int,
     seq_length: int,
     groups: ProcessGroupCollection,
+    approve: Callable[[float, list[Any]], bool] | None = None,
 ) -> StepResult:
-    """One update from ``num_microbatches`` micro-batches on each data-parallel rank."""
+    """One update from ``num_microbatches`` micro-batches on each data-parallel rank.
+
+    ``approve`` sees the loss and the chunks with their gradients, on every rank, and may hold
+    the update back; then nothing has changed and the step can be run again.
+    """
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
@@ -140,9 +147,12 @@ def train_step(
         forward_only=False,
         groups=groups,
     )
+    loss = total / max(count, 1)
+    if approve is not None and not approve(loss, chunks):
+        return StepResult(loss, count, updated=False, grad_norm=float("nan"), approved=False)
     updated, grad_norm, _ = optimizer.step()
     return StepResult(
-        loss=total / max(count, 1),
+        loss=loss,
         loss_tokens=count,
         updated=bool(updated),
         grad_norm=float(grad_norm or 0.0),

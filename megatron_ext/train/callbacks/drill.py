@@ -46,8 +46,16 @@ class Drill(Callback):
             with torch.no_grad():
                 parameter.view(-1)[0].neg_()
             return
-        factor = float("nan") if fault.kind == "nan" else 1e4
-        self._hooks.append(parameter.register_hook(lambda gradient: gradient * factor))
+        fired: list[bool] = []
+        place = trainer.state.phase_samples
+
+        def poison(gradient: torch.Tensor) -> torch.Tensor:
+            if (fired and fault.kind == "nan") or trainer.state.phase_samples != place:
+                return gradient
+            fired.append(True)
+            return gradient * float("nan")
+
+        self._hooks.append(parameter.register_hook(poison))
 
     def after_step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
         """A numeric fault lasts one step."""

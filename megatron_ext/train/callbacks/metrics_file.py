@@ -33,6 +33,12 @@ class MetricsFile(Callback):
         atomic.write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = self.path.open("a", buffering=1)
 
+    def after_rewind(self, trainer: "Trainer") -> None:
+        """Steps after the checkpoint are taken again, on other text."""
+        if self.file:
+            self.file.close()
+        self.before_training(trainer)
+
     def after_step(self, trainer: "Trainer", metrics: Metrics) -> None:
         """One line every ``logging.interval_steps``."""
         if self.file and metrics["step"] % self.interval == 0:

@@ -1,0 +1,138 @@
+"""Steps whose loss or gradients are not sound: run again, then passed over, each decision kept."""
+
+import json
+import logging
+import math
+import statistics
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_ext.resilience.config import WatchConfig
+from megatron_ext.train.state import TrainState
+
+log = logging.getLogger(__name__)
+ENOUGH = 16  # losses before a median means something
+
+
+class Numerics:
+    """Judges a step between its backward pass and its update. Every rank takes part.
+
+    A fault that is gone when the same step is run again was the hardware's. One that stays is
+    the data's or the model's: the update is not taken, and training passes over the samples.
+    """
+
+    def __init__(
+        self, watch: WatchConfig, run_dir: Path, *, rank: int, gradients: bool = True
+    ) -> None:
+        self._watch, self._rank, self._gradients = watch, rank, gradients
+        self._file = run_dir / "decisions.jsonl"
+        self._losses: deque[float] = deque(maxlen=watch.spike_window_steps)
+        self._tried: tuple[int, int] = (-1, -1)
+        self._past = _read(self._file)
+        self.fault = ""
+
+    def approve(self, loss: float, chunks: list[Any]) -> bool:
+        """Whether the update may be taken."""
+        self.fault = self._fault(loss, chunks)
+        if not self.fault:
+            self._losses.append(loss)
+        return not self.fault
+
+    def _fault(self, loss: float, chunks: list[Any]) -> str:
+        if not math.isfinite(loss):
+            return f"loss is {loss}"
+        if self._gradients and not _finite_everywhere(chunks):
+            return "a gradient is not finite"
+        factor = self._watch.spike_factor
+        if factor and len(self._losses) >= ENOUGH:
+            median = statistics.median(self._losses)
+            if loss > factor * median:
+                return f"loss {loss:.3f} is above {factor:g} x the median {median:.3f}"
+        return ""
+
+    def first_time(self, state: TrainState) -> bool:
+        """Whether the fault is new at this place: then the step is only run again."""
+        place = (state.phase, state.phase_samples)
+        new, self._tried = place != self._tried, place
+        if new:
+            log.warning("step %d: %s; running the step again", state.step + 1, self.fault)
+        return new
+
+    def intervene(self, state: TrainState) -> str:
+        """``skip`` or ``rewind``.
+
+        Raises:
+            FloatingPointError: interventions are spent, or the run wants none.
+        """
+        done = len(self._past)
+        if self._watch.on_bad_step == "stop" or done >= self._watch.max_interventions:
+            raise FloatingPointError(
+                f"{self.fault} at step {state.step + 1} again, after {done} interventions"
+            )
+        return self._watch.on_bad_step
+
+    def skip(self, state: TrainState, past: int) -> None:
+        """Pass over the phase's samples up to ``past``, and write that down."""
+        decision = {
+            "phase": state.phase,
+            "first": state.phase_samples,
+            "past": past,
+            "step": state.step,
+            "reason": self.fault,
+        }
+        self._past.append(decision)
+        if self._rank == 0:
+            with open(self._file, "a") as file:
+                file.write(json.dumps(decision) + "\n")
+        self._apply(state, decision)
+
+    def replay(self, state: TrainState) -> None:
+        """Take the decision of an earlier attempt at this place, so that the curve is the same."""
+        here = [
+            d for d in self._past if (d["phase"], d["first"]) == (state.phase, state.phase_samples)
+        ]
+        if here:
+            self._apply(state, max(here, key=lambda d: int(d["past"])))
+
+    def _apply(self, state: TrainState, decision: dict[str, Any]) -> None:
+        log.warning(
+            "step %d: passing over samples %d to %d of phase %d: %s",
+            state.step + 1,
+            decision["first"],
+            decision["past"],
+            decision["phase"],
+            decision["reason"],
+        )
+        state.skipped.append(decision)
+        state.phase_samples = int(decision["past"])
+
+
+def _finite_everywhere(chunks: list[Any]) -> bool:
+    """Whether all gradients are finite on all ranks; every rank must call this."""
+    buffers = [b for chunk in chunks for b in [*chunk.buffers, *chunk.expert_parallel_buffers]]
+    # A sum is finite only if every part is; an overflow of the sum itself is a fault too.
+    sums = [b.grad_data.sum(dtype=torch.float32) for b in buffers]
+    total = torch.stack(sums).sum() if sums else torch.zeros(())
+    flag = (~torch.isfinite(total)).to(torch.int32).reshape(1)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return not int(flag)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Decisions of earlier attempts; a torn line was never acted on."""
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found

@@ -1,0 +1,128 @@
+"""A corpus, a reference run and the checks A to F that every row of the matrix ends with."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tools.drills.cluster import Cluster, Run
+
+STEPS = 36
+INTERVAL = 6
+
+
+def write_corpus(folder: Path) -> dict[str, str]:
+    """Two small corpora of random tokens; their prefixes by name."""
+    import numpy as np
+
+    from megatron_ext.data.writer import CorpusWriter
+
+    chance = np.random.default_rng(5)
+    prefixes = {}
+    for name in ("zh", "en"):
+        prefix = folder / name
+        with CorpusWriter(prefix, dtype=np.uint16) as writer:
+            for _ in range(400):
+                writer.add_document(chance.integers(1, 500, size=int(chance.integers(20, 200))))
+        prefixes[name] = str(prefix)
+    return prefixes
+
+
+class Lab:
+    """Runs of one small job on one cluster, compared with one that nobody disturbed."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.folder = cluster.folder / "runs"
+        self.folder.mkdir()
+        self.sources = write_corpus(self.folder)
+        self._reference: dict[int, tuple[list[Any], Any]] = {}
+
+    def run(self, name: str, *more: str, steps: int = STEPS, nodes: int = 2) -> Run:
+        """A run of this job, not yet submitted."""
+        overrides = [
+            f"name={name}",
+            f"run_dir={self.folder}/{name}",
+            "model=llama_tiny",
+            "model.num_layers=2",
+            "precision=fp32",
+            "cluster=loopback",
+            f"slurm.nodes={nodes}",
+            f"phases=[{{tokens:{steps * 4 * 32},mixture:{{zh:0.5,en:0.5}}}}]",
+            "batch.seq_length=32",
+            "batch.global_batch_size=4",
+            f"checkpoint.interval_steps={INTERVAL}",
+            "logging.tensorboard=false",
+            "watch.hang_floor_seconds=3",
+            "slurm.restart.backoff_seconds=1",
+            *(f"data.sources.{k}={{path:{v}}}" for k, v in self.sources.items()),
+            *more,
+        ]
+        return Run(self.cluster, self.folder / name, overrides)
+
+    def reference(self, steps: int) -> tuple[list[Any], Any]:
+        """Losses and final ledger of the undisturbed run; made once for each length."""
+        if steps not in self._reference:
+            run = self.run(f"reference{steps}", steps=steps).submit()
+            run.wait_truth("finished", seconds=400)
+            run.wait_gone()
+            self._reference[steps] = (curve(run), final_state(run))
+        return self._reference[steps]
+
+    def check(self, run: Run, *, steps: int = STEPS, causes: list[str] | None = None) -> list[str]:
+        """What of A to F does not hold; empty when all do."""
+        wrong = []
+        losses, state = self.reference(steps)
+        status = run.status()
+        if status["truth"] != "finished" or status["step"] != steps:
+            wrong.append(f"A: {status['truth']} at step {status['step']}")
+        if curve(run) != losses:
+            wrong.append("B: losses differ from the undisturbed run's")
+        if final_state(run) != state:
+            wrong.append("C: samples or ledger differ from the undisturbed run's")
+        wrong += [f"D: {why}" for why in damaged(run)]
+        seen = [a["failure"] for a in run.attempts()] + [e["class"] for e in run.events()]
+        wrong += [f"E: no {cause} among {seen}" for cause in causes or [] if cause not in seen]
+        wrong += [f"F: {left}" for left in left_behind(run)]
+        return wrong
+
+
+def curve(run: Run) -> list[Any]:
+    """Step, loss and gradient norm of every step, to the last bit."""
+    return [(m["step"], m["loss"], m["grad_norm"], m["tokens"]) for m in run.metrics()]
+
+
+def final_state(run: Run) -> Any:
+    """Counts and ledger of the newest checkpoint."""
+    newest = sorted((run.folder / "checkpoints").glob("step_*"))[-1]
+    meta = json.loads((newest / "meta.json").read_text())
+    state = meta.get("state", meta)
+    return {k: state.get(k) for k in ("step", "tokens", "samples", "phase", "ledger", "skipped")}
+
+
+def damaged(run: Run) -> list[str]:
+    """Checkpoints that do not verify."""
+    from megatron_ext.checkpoint.folder import DamagedCheckpoint, verify
+
+    found = []
+    for path in sorted((run.folder / "checkpoints").glob("step_*")):
+        try:
+            verify(path)
+        except DamagedCheckpoint as error:
+            found.append(str(error))
+    return found
+
+
+def left_behind(run: Run) -> list[str]:
+    """Processes, jobs and half-written files that outlived the run."""
+    left = [f"{p} is left" for p in run.folder.rglob(".*") if p.suffix == ".tmp"]
+    left += [f"{p} is left" for p in run.folder.rglob(".beat-*")]
+    names = {a["attempt"] for a in run.attempts()}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if int(process.name) != os.getpid() and any(n.encode() in environ for n in names):
+            left.append(f"process {process.name} is left")
+    return left
