@@ -1,12 +1,10 @@
 """A rank's sign of life: one shared page that it writes and a process outside of it reads."""
 
 import mmap
-import os
 import struct
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 
 SECTIONS = ("start", "step", "between", "save", "finish")
 # Count of beats, monotonic time of the last, steps done, section, regime, steps of this regime and
@@ -38,16 +36,10 @@ class Beat:
 
 
 class Heartbeat:
-    """Writes the page; without a path it writes to nothing that anyone reads."""
+    """The page. Made by the parent; a forked child that writes it is read by the parent."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        if path is None:
-            self._page = mmap.mmap(-1, PAGE.size)
-        else:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-            os.ftruncate(handle, mmap.PAGESIZE)
-            self._page = mmap.mmap(handle, mmap.PAGESIZE)
-            os.close(handle)
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, mmap.PAGESIZE)  # anonymous and shared: no file to leave behind
         self.clear()
 
     def clear(self) -> None:

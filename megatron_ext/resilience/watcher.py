@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import secrets
 import select
 import signal
@@ -57,7 +56,7 @@ class Watcher:
     ) -> None:
         self.seat, self._task = seat, task
         self._may_go_on, self._has_outcome = may_go_on, has_outcome
-        self._beat = Heartbeat(seat.folder / f".beat-{seat.rank}-{os.getpid()}")
+        self._beat = Heartbeat()
         self._deadlines = Deadlines(seat.watch)
         self._child: Child | None = None
         self._generation = -1
@@ -89,7 +88,6 @@ class Watcher:
             for number, handler in before.items():
                 signal.signal(number, handler)
             with contextlib.suppress(OSError):
-                (self.seat.folder / f".beat-{self.seat.rank}-{os.getpid()}").unlink()
                 for path in self.seat.folder.glob(f"rank-{self.seat.rank}.*.stacks"):
                     if not path.stat().st_size:
                         path.unlink()
