@@ -116,8 +116,9 @@ def train(
     job: JobConfig, *, init_method: str | None = None, first: tuple["Callback", ...] = ()
 ) -> int:
     """One rank of one run, from process groups to the outcome word. ``first``: extra callbacks."""
-    from megatron_ext.devices import device
+    from megatron_ext.devices import device, opening
 
+    opening.set_environment(job)
     device.start()
     from megatron_ext.parallel import groups
     from megatron_ext.train.build import build_trainer
@@ -125,6 +126,7 @@ def train(
     env = Env.read(os.environ)
     _threads(job, env)
     _log(env, Path(job.folder()))
+    opening.announce(job)
     process_groups = groups.start(job.parallel, env, seed=job.seed, init_method=init_method)
     try:
         trainer = build_trainer(job, env=env, groups=process_groups, first=first)

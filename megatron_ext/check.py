@@ -3,7 +3,9 @@
 import re
 
 from megatron_ext.config import RunConfig
+from megatron_ext.devices import precision
 from megatron_ext.legal import nearest_multiples, nearest_words
+from megatron_ext.parallel import overlap
 from megatron_ext.train.config import check_batch, check_words
 from megatron_ext.train.phases import Phase, Plan
 
@@ -16,7 +18,7 @@ def check_run(run: RunConfig, *, world_size: int) -> Plan:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run.name):
         raise ValueError(f"name={run.name!r} may hold letters, digits and . _ - only.")
-    for part in (run.parallel, run.precision, run.optimizer, run.data):
+    for part in (run.parallel, run.precision, run.kernels, run.optimizer, run.data):
         part.check()
     run.model.check(run.parallel)
     if not run.phases:
@@ -25,6 +27,8 @@ def check_run(run: RunConfig, *, world_size: int) -> Plan:
     data_parallel_size = run.parallel.data_parallel_size(world_size)
     for phase in plan.phases:
         _check_phase(run, phase, data_parallel_size)
+    overlap.check(run)
+    precision.check(run, seq_lengths=[phase.seq_length for phase in plan.phases])
     return plan
 
 

@@ -79,7 +79,7 @@ def run(out: Path, *, rehearse: bool, arguments: list[str]) -> dict[str, Any]:
             "gpus": [gpu.name for gpu in machine.gpus],
             "driver": machine.gpus[0].driver if machine.gpus else "",
             "torch": machine.torch,
-            "cuda": machine.torch_cuda,
+            "torch_cuda": machine.torch_cuda,
             "libraries": {lib.name: version_of(lib.distribution) for lib in LIBRARIES},
         },
         "records": json.loads(records.read_text()) if records.exists() else {},
@@ -102,7 +102,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"## {report['date']}: {gpus}",
         "",
         f"Commit {report['commit'] or 'unknown'}, torch {machine['torch']} for CUDA "
-        f"{machine['cuda'] or 'none'}, driver {machine['driver'] or 'none'}, "
+        f"{machine['torch_cuda'] or 'none'}, driver {machine['driver'] or 'none'}, "
         f"{', '.join(versions) or 'no GPU library'}; {report['seconds']:.0f} s, pytest exit code "
         f"{report['exit_code']}" + (" (rehearsal on a CPU)." if report["rehearsal"] else "."),
     ]

@@ -44,6 +44,9 @@ def start(
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
         context_parallel_size=parallel.context_parallel_size,
+        order=parallel.order,
+        use_sharp=parallel.use_sharp,
+        nccl_communicator_config_path=parallel.nccl_communicator_config_path or None,
         distributed_timeout_minutes=max(1, int(timeout.total_seconds() // 60)),
     )
     seed_everything(seed)

@@ -11,6 +11,7 @@ from megatron_ext.models.gpt import build_model
 from megatron_ext.models.isolation import prove_isolation
 from megatron_ext.optim.build import build_optimizer
 from megatron_ext.parallel.env import Env
+from megatron_ext.parallel.user_buffers import start_buffers
 from megatron_ext.resilience.stop import StopRequest
 from megatron_ext.train.callback import Callback
 from megatron_ext.train.callbacks import callbacks
@@ -40,6 +41,7 @@ def build_trainer(
         ValueError: the run cannot be built, or its data cannot feed it.
     """
     plan = Plan.of(run)
+    start_buffers(run)
     model = build_model(run, groups)
     if any(phase.config.packing == "document" for phase in plan.phases):
         log.info("packed documents apart by %.1e at most", prove_isolation(model))

@@ -23,6 +23,11 @@ DETERMINISTIC = {
 }
 LAYOUTS = {
     "tp2_sp": {"parallel.tensor_model_parallel_size": 2, "parallel.sequence_parallel": True},
+    "tp2_sp_overlap": {
+        "parallel.tensor_model_parallel_size": 2,
+        "parallel.sequence_parallel": True,
+        "parallel.tp_comm_overlap": True,
+    },
     "pp2": {"parallel.pipeline_model_parallel_size": 2},
     "dp2": {},
     "dp2_zero1": {

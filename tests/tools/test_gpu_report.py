@@ -17,7 +17,7 @@ REPORT = {
         "gpus": ["NVIDIA H100 80GB HBM3"],
         "driver": "580.65",
         "torch": "2.14.1",
-        "cuda": "13.0",
+        "torch_cuda": "13.0",
         "libraries": {"transformer_engine": "2.20.2", "apex": ""},
     },
     "records": {

@@ -4,6 +4,7 @@ from megatron_ext.config import RunConfig
 from megatron_ext.train.callback import Callback
 from megatron_ext.train.callbacks.drill import Drill
 from megatron_ext.train.callbacks.evaluation import Evaluation
+from megatron_ext.train.callbacks.garbage import GarbageTogether
 from megatron_ext.train.callbacks.gradient_share import GradientShare
 from megatron_ext.train.callbacks.metrics_file import MetricsFile
 from megatron_ext.train.callbacks.progress import Progress
@@ -19,6 +20,8 @@ def callbacks(run: RunConfig) -> list[Callback]:
     reporting: list[Callback] = [MetricsFile(run), Progress(run)]
     if run.logging.tensorboard:
         reporting.append(TensorBoard(run))
+    if run.parallel.manual_gc_interval:
+        measuring.append(GarbageTogether(interval=run.parallel.manual_gc_interval))
     if run.watch.drill:
         measuring.append(Drill(run))
     # Evaluation comes last: its own hook runs the reporters' after_evaluation.
