@@ -63,9 +63,6 @@ class WatchConfig:
     replica_interval_steps: int = 100
     """Steps between checksums over data-parallel replicas; 0 never."""
 
-    straggler_ratio: float = 1.4
-    """A rank whose own work takes this times the median of all ranks is reported."""
-
     drill: list[DrillConfig] = field(default_factory=list)
     """Faults to strike on purpose. A real run has none."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tools.drills.cluster import Run
-from tools.drills.lab import INTERVAL, STEPS, Lab
+from tools.drills.lab import INTERVAL, STEPS, Lab, curve
 
 
 @dataclass(frozen=True)
@@ -291,6 +291,37 @@ def drained(lab: Lab, name: str) -> list[str]:
     return wrong + lab.check(run)
 
 
+def numeric(kind: str) -> Callable[[Lab, str], list[str]]:
+    """A gradient that is not finite: gone when run again, or the data's, and then passed over."""
+
+    def inject(lab: Lab, name: str) -> list[str]:
+        run = lab.run(name, _drill(kind)).submit()
+        run.wait_truth("finished", "given up")
+        run.wait_gone()
+        decided = run.folder / "decisions.jsonl"
+        if kind == "nan":
+            return lab.check(run) + (["E: samples were passed over"] if decided.exists() else [])
+        decisions = decided.read_text().splitlines() if decided.exists() else []
+        wrong = [] if len(decisions) == 1 else [f"E: {len(decisions)} decisions"]
+        # Other samples were used from there on, on purpose: the curve is the same up to there.
+        wrong += [w for w in lab.check(run) if not w.startswith(("B", "C"))]
+        same = curve(run)[: INTERVAL + 8] == lab.reference(STEPS)[0][: INTERVAL + 8]
+        return wrong + ([] if same else ["B: losses differ before the fault"])
+
+    return inject
+
+
+def flipped(lab: Lab, name: str) -> list[str]:
+    """One rank's weight changes silently: found before the next save, and undone by going back."""
+    run = lab.run(name, _drill("flip"), "watch.replica_interval_steps=5").submit()
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    wrong = lab.check(run)
+    if not any("replica checksums differ" in e["headline"] for e in run.events()):
+        wrong.append(f"E: {run.events()}")
+    return wrong
+
+
 ROWS = [
     Row("1", "rank killed", _in_place("kill", "process")),
     Row("2", "exception on one rank", _in_place("exception", "crash")),
@@ -316,6 +347,9 @@ ROWS = [
     Row("30", "controller away", controller_away),
     Row("31", "two copies", two_copies),
     Row("37", "newest checkpoint torn", torn_checkpoint),
+    Row("44", "NaN once", numeric("nan")),
+    Row("46", "NaN every time", numeric("nan_stays")),
+    Row("48", "a weight's sign flipped on one rank", flipped),
     Row("52", "crash loop", crash_loop),
     Row("55", "wrong configuration", wrong_config),
 ]

@@ -8,6 +8,7 @@ from megatron_ext.train.callbacks.garbage import GarbageTogether
 from megatron_ext.train.callbacks.gradient_share import GradientShare
 from megatron_ext.train.callbacks.metrics_file import MetricsFile
 from megatron_ext.train.callbacks.progress import Progress
+from megatron_ext.train.callbacks.replicas import Replicas
 from megatron_ext.train.callbacks.tensorboard import TensorBoard
 from megatron_ext.train.callbacks.throughput import Throughput
 
@@ -22,6 +23,8 @@ def callbacks(run: RunConfig) -> list[Callback]:
         reporting.append(TensorBoard(run))
     if run.parallel.manual_gc_interval:
         measuring.append(GarbageTogether(interval=run.parallel.manual_gc_interval))
+    if run.watch.replica_interval_steps:
+        measuring.append(Replicas(run.watch))
     if run.watch.drill:
         measuring.append(Drill(run))
     # Evaluation comes last: its own hook runs the reporters' after_evaluation.
