@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from megatron_ext.atomic import write_bytes, write_text
-from megatron_ext.convert.described import ASSET, model_of
+from megatron_ext.atomic import write_text
+from megatron_ext.convert import tokenizer_files
+from megatron_ext.convert.described import model_of
 from megatron_ext.convert.hf_config import read_config, write_config
-from megatron_ext.convert.huggingface import ASSETS, open_folder
+from megatron_ext.convert.huggingface import open_folder
 from megatron_ext.convert.huggingface_writer import SHARD_BYTES, FolderWriter
 from megatron_ext.convert.moves import Move, match, moves, source_shapes
 from megatron_ext.convert.norm_head import fold
@@ -77,10 +78,11 @@ def to_huggingface(
             writer.abandon()
             raise
         name = str(next(iter(shards.values()))[1]).removeprefix("torch.")
+        ids = tokenizer_files.write(aside, source, tokenizer, ids)
         config = write_config(model, dtype=name, tokens=ids, folded=fold_norm_head)
         write_text(aside / "config.json", json.dumps(config, indent=2) + "\n")
-        _write_assets(aside, source, tokenizer, ids)
         report.tokenizer_sha256 = tokenizer_sha256(aside)
+        _check_tokenizer(report.tokenizer_sha256, meta, tokenizer)
         _read_back(aside, model, sums)
     if fold_norm_head:
         report.head = "norm-head, folded"
@@ -172,6 +174,15 @@ def _refuse_fold(asked: bool, model: ModelConfig) -> None:
         )
 
 
+def _check_tokenizer(found: str, meta: dict[str, Any], tokenizer: Path | None) -> None:
+    trained = meta.get("tokenizer_sha256")
+    if found and trained and found != trained:
+        raise ValueError(
+            f"--tokenizer {tokenizer} has SHA-256 {found[:16]}..., and the checkpoint was trained "
+            f"with {trained[:16]}...: token numbers would mean other words."
+        )
+
+
 def _origin(meta: dict[str, Any]) -> dict[str, Any]:
     return meta.get("converted_from") or {}
 
@@ -188,21 +199,6 @@ def _report(
     report.head = "norm-head, raw rows" if model.norm_head else "plain"
     report.left_out = left
     return report
-
-
-def _write_assets(aside: Path, source: Path, tokenizer: Path | None, ids: dict[str, Any]) -> None:
-    for name in ASSETS:
-        if (source / (ASSET + name)).is_file():
-            write_bytes(aside / name, (source / (ASSET + name)).read_bytes())
-    if tokenizer is not None:
-        files = [tokenizer] if tokenizer.is_file() else [tokenizer / name for name in ASSETS]
-        for file in files:
-            if file.is_file():
-                name = "tokenizer.model" if file.suffix == ".model" else file.name
-                write_bytes(aside / name, file.read_bytes())
-    if not (aside / "generation_config.json").is_file():
-        generation = {**ids, "_from_model_config": True}
-        write_text(aside / "generation_config.json", json.dumps(generation, indent=2) + "\n")
 
 
 def _read_back(aside: Path, model: ModelConfig, sums: dict[str, dict[int, int]]) -> None:

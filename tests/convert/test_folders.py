@@ -214,3 +214,46 @@ def test_a_plain_head_is_not_folded(tmp_path):
     to_megatron(make("llama", tmp_path / "hf"), tmp_path / "ckpt")
     with pytest.raises(ValueError, match="nothing to fold"):
         to_huggingface(tmp_path / "ckpt", tmp_path / "folded", fold_norm_head=True)
+
+
+def test_another_tokenizer_than_the_trained_one_is_refused(tmp_path):
+    source = make("tied", tmp_path / "hf")
+    (source / "tokenizer.json").write_text("{}")
+    to_megatron(source, tmp_path / "ckpt")
+    (tmp_path / "tokenizer.json").write_text("{ }")
+    with pytest.raises(ValueError, match="token numbers would mean other words"):
+        to_huggingface(tmp_path / "ckpt", tmp_path / "a", tokenizer=tmp_path / "tokenizer.json")
+    with pytest.raises(FileNotFoundError, match="no tokenizer file is there"):
+        to_huggingface(tmp_path / "ckpt", tmp_path / "b", tokenizer=tmp_path / "absent")
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_a_bare_sentencepiece_model_becomes_a_tokenizer_that_encodes_the_same(tmp_path):
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    import megatron_ext.convert.hf_index  # noqa: F401, makes Index known to transformers
+
+    text = tmp_path / "text"
+    text.write_text("桥上每天有两千多辆车经过。\nThe tower was rebuilt in 1999, twice.\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(tmp_path / "pieces"),
+        vocab_size=301,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    to_megatron(make("index", tmp_path / "hf"), tmp_path / "ckpt")
+    to_huggingface(tmp_path / "ckpt", tmp_path / "out", tokenizer=tmp_path / "pieces.model")
+    ours = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "pieces.model"))
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for line in ("The tower 2024,  twice\n", " 桥上，两千 🌉", "def f(x):\n\treturn x"):
+        assert theirs.encode(line, add_special_tokens=False) == ours.encode(line)
+        assert theirs.decode(theirs.encode(line)) == line
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
