@@ -51,9 +51,8 @@ def transformer_config(run: RunConfig, *, meta: bool = False) -> "TransformerCon
             attention_softmax_in_fp32=True,
             calculate_per_token_loss=True,
             cuda_graph_scope=[],
-            **_parallel_fields(run),
             **transformer_fields(run.precision),
-            **_kernel_fields(run),
+            **(_parallel_fields(run) | _kernel_fields(run)),
         )
 
 
@@ -104,7 +103,12 @@ def _kernel_fields(run: RunConfig) -> dict[str, Any]:
             "bias_activation_fusion": True,
             "apply_rope_fusion": True,
         }
-    return {"use_te_activation_func": True}  # Megatron's name for "the spec brings its own"
+    fields = {"use_te_activation_func": True}  # Megatron's name for "the spec brings its own"
+    if device.current().name == "cpu":
+        from megatron_ext.devices import cpu
+
+        fields |= cpu.transformer_fields()
+    return fields
 
 
 def _block_spec(
@@ -134,6 +138,8 @@ def build_model(
     ``meta`` builds shapes only, for a dry run: call it under ``torch.device("meta")``.
     """
     config = transformer_config(run, meta=meta)
+    if not wrap_ddp:  # the buffer that matmuls would add into is DDP's
+        config.gradient_accumulation_fusion = False
     stages = run.parallel.virtual_pipeline_model_parallel_size
     chunks = [
         _build_chunk(run, config, groups, stage if stages else None) for stage in range(stages or 1)
