@@ -126,7 +126,8 @@ def _set(node: Any, last: str, value: Any, text: str) -> None:
         if isinstance(node, ListConfig):
             node[int(last)] = OmegaConf.merge(node[int(last)], value)
         elif isinstance(value, dict | list):  # a merge turns plain items into typed ones
-            node[last] = OmegaConf.merge(node, {last: value})[last]
+            merged: Any = OmegaConf.merge(node, {last: value})
+            node[last] = merged[last]
         else:
             node[last] = value
     except OmegaConfBaseException as error:

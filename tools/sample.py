@@ -41,9 +41,9 @@ def load(hf_dir: Path) -> tuple[Any, Any]:
     if not (hf_dir / "config.json").exists():
         raise FileNotFoundError(f"{hf_dir} holds no config.json: give a Hugging Face folder")
     import transformers
-    from megatron_ext.data.tokenizer import load_tokenizer
 
     import megatron_ext.convert.hf_index  # noqa: F401  registers the raw Norm-Head class
+    from megatron_ext.data.tokenizer import load_tokenizer
 
     model = transformers.AutoModelForCausalLM.from_pretrained(hf_dir, dtype="float32")
     return model.eval(), load_tokenizer(_tokenizer_file(hf_dir))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from megatron_ext.data import blend as blend_module
+from megatron_ext.data import blend_compiled
 from megatron_ext.data.blend import Blend
 
 
@@ -34,8 +35,13 @@ def _shares(kind, count):
 
 
 @pytest.mark.parametrize("kind", ["equal", "decimal", "uneven"])
-@pytest.mark.parametrize("count", [1, 2, 3, 8, 70])
-def test_order_is_megatrons_bit_for_bit(kind, count, monkeypatch):
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 70, 300])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_order_is_megatrons_bit_for_bit(kind, count, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(blend_compiled, "compiled", lambda: None)
+    elif blend_compiled.compiled() is None:
+        pytest.skip("numba is not installed")
     monkeypatch.setattr(blend_module, "BLOCK", 700)
     shares = _shares(kind, count)
     order, within = _megatron_order(shares, 4000)
@@ -46,6 +52,29 @@ def test_order_is_megatrons_bit_for_bit(kind, count, monkeypatch):
         assert blend.at(k) == (order[k], within[k])
         want = np.bincount(order[:k], minlength=count)
         assert np.array_equal(blend.counts_before(k), want)
+
+
+@pytest.mark.parametrize("count", [5, 70, 300])
+def test_the_compiled_loops_are_right_as_plain_python_too(count, monkeypatch):
+    """So that they are tested where numba is not installed."""
+    loops = blend_compiled.scan, blend_compiled.look_ahead
+    monkeypatch.setattr(blend_compiled, "compiled", lambda: loops)
+    for kind in ("equal", "decimal", "uneven"):
+        shares = _shares(kind, count)
+        order = np.empty(2000, dtype=np.int16)
+        counts = np.zeros(count, dtype=np.int64)
+        for first in (0, 500, 1000, 1500):
+            assert blend_compiled.fill_order(shares, counts, first, order[first : first + 500])
+        assert np.array_equal(order, _megatron_order(shares, 2000)[0])
+        assert np.array_equal(counts, np.bincount(order, minlength=count))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.25, 1 / 3, 0.999, 1e-6, 0.7])
+def test_two_sources_in_closed_form_are_the_rule(share):
+    shares = np.array([1 - share, share])
+    order = np.empty(100_000, dtype=np.int16)
+    assert blend_module.two_sources(shares, 0, order)
+    assert np.array_equal(order, _megatron_order(shares, 100_000)[0])
 
 
 def test_any_block_may_be_asked_for_first(monkeypatch):

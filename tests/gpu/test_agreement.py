@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu.conftest import GPUS
-from gpu.runs import script
+
+from tests.gpu.conftest import GPUS
+from tests.gpu.runs import script
 
 IMPLEMENTATIONS = ["transformer_engine", "local"] if GPUS else ["local"]
 

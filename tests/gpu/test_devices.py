@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu.conftest import GPUS
-from gpu.runs import ROOT, TINY, corpus, overrides, script, train
+
+from tests.gpu.conftest import GPUS
+from tests.gpu.runs import ROOT, TINY, corpus, overrides, script, train
 
 
 @pytest.fixture(scope="module")

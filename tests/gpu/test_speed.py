@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu.conftest import GPUS, MACHINE
-from gpu.runs import corpus, train
 
 from megatron_ext.devices.cuda import can_run, chip_of_name
+from tests.gpu.conftest import GPUS, MACHINE
+from tests.gpu.runs import corpus, train
 
 ROOT = Path(__file__).parents[2]
 LAYERS = 12

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu.conftest import GPUS, MACHINE
-from gpu.runs import TINY, corpus, script, train
 
 from megatron_ext.devices.cuda import can_run
+from tests.gpu.conftest import GPUS, MACHINE
+from tests.gpu.runs import TINY, corpus, script, train
 
 FP8 = ("fp8_delayed", "fp8_current", "fp8_block", "mxfp8")
 STEPS = 120 if GPUS else 6

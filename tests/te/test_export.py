@@ -4,9 +4,9 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from te.test_layout import STATE, build, parameters, run, start
 
 from megatron_ext.testing import run_on_ranks
+from tests.te.test_layout import STATE, build, parameters, run, start
 
 
 def _export_both(name: str, folder: str) -> None:

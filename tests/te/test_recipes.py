@@ -10,12 +10,12 @@ from unittest import mock
 
 import pytest
 import yaml
-from te.test_layout import build, run, start
 
 from megatron_ext.config import RunConfig
 from megatron_ext.devices import cuda
 from megatron_ext.devices.config import KernelsConfig, PrecisionConfig
 from megatron_ext.testing import run_on_ranks
+from tests.te.test_layout import build, run, start
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {

@@ -37,8 +37,11 @@ def test_a_phase_is_rounded_up_to_whole_steps():
 
 def test_what_a_phase_leaves_out_comes_from_the_run_and_theta_stays():
     plan = Plan.of(
-        run(PhaseConfig(tokens=64), PhaseConfig(tokens=64, rotary_base=3.2e5, seq_length=32),
-            PhaseConfig(tokens=64))
+        run(
+            PhaseConfig(tokens=64),
+            PhaseConfig(tokens=64, rotary_base=3.2e5, seq_length=32),
+            PhaseConfig(tokens=64),
+        )
     )
     assert [p.seq_length for p in plan.phases] == [16, 32, 16]
     assert [p.rotary_base for p in plan.phases] == [10000.0, 3.2e5, 3.2e5]
@@ -83,7 +86,7 @@ def test_steps_left_count_down_to_zero():
         (run(PhaseConfig(tokens=64, schedule=ScheduleConfig(name="wds"))), ["name=wds", "wsd"]),
         (run(PhaseConfig(tokens=64, schedule=ScheduleConfig(warmup_tokens=65))),
          ["65 + 0 = 65", "64 tokens"]),
-        (run(PhaseConfig(tokens=640, batch_steps=[BatchStep(after_tokens=64, global_batch_size=7)])),
+        (run(PhaseConfig(tokens=640, batch_steps=[BatchStep(after_tokens=9, global_batch_size=7)])),
          ["phases.0.batch_steps.0.global_batch_size=7", "6 or 8"]),
         (run(PhaseConfig(tokens=64, batch_growth=PlateauGrowth(max_global_batch_size=7))),
          ["batch_growth.max_global_batch_size=7"]),

@@ -107,6 +107,8 @@ class Training:
             chunk.zero_grad_buffer()
             config = chunk.config
             config.finalize_model_grads_func = finalize_model_grads
+            if self.run.parallel.overlap_grad_reduce:
+                config.no_sync_func = chunk.no_sync
         self.optimizer.zero_grad()
         losses = get_forward_backward_func()(
             forward_step_func=_forward_step,

@@ -6,19 +6,20 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from small_run import Training, small_run
 
 from megatron_ext.checkpoint.folder import describe
 from megatron_ext.checkpoint.reader import TensorReader
 from megatron_ext.checkpoint.rectangles import Box
 from megatron_ext.checkpoint.save import save
 from megatron_ext.testing import env, run_on_ranks
+from tests.distributed.checkpoint.small_run import Training, small_run
 
 TP = {"tensor_model_parallel_size": 2}
 TP_SP = TP | {"sequence_parallel": True}
 PP = {"pipeline_model_parallel_size": 2}
 VPP = PP | {"virtual_pipeline_model_parallel_size": 2}
 DISTRIBUTED = {"use_distributed_optimizer": True}
+OVERLAPPED = DISTRIBUTED | {"overlap_grad_reduce": True, "overlap_param_gather": True}
 
 
 def _draws() -> list[float]:
@@ -59,20 +60,31 @@ def _same_tensors(path, other, *, random_streams=True):
         assert torch.equal(one.read(key, box), two.read(key, box)), key
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("world_size", "layout"),
-    [(1, {}), (2, TP_SP), (2, DISTRIBUTED), (2, VPP), (4, TP_SP | DISTRIBUTED)],
-    ids=["one", "tp_sp", "distributed", "vpp", "tp_distributed"],
+    ("dtype", "world_size", "layout"),
+    [
+        ("fp32", 1, {}),
+        ("fp16", 1, {}),
+        ("bf16", 2, TP_SP),
+        ("fp32", 2, DISTRIBUTED),
+        ("bf16", 2, DISTRIBUTED),
+        ("bf16", 2, OVERLAPPED),
+        ("fp32", 2, VPP),
+        ("bf16", 4, TP_SP | DISTRIBUTED),
+    ],
+    ids=["one", "fp16", "tp_sp", "dp_fp32", "dp_bf16", "overlapped", "vpp", "tp_dp"],
 )
 def test_resume_is_bit_exact(tmp_path, dtype, world_size, layout):
     run = small_run(dtype=dtype, **layout)
     run_on_ranks(_save_then_go_on, tmp_path, run, world_size=world_size)
     run_on_ranks(_resume, tmp_path, run, world_size=world_size)
-    _same_tensors(
-        tmp_path / "uninterrupted" / "step_00000005", tmp_path / "resumed" / "step_00000005"
-    )
-    assert describe(tmp_path / "resumed" / "step_00000005")["optimizer"]["adam_step"] == 5
+    uninterrupted = tmp_path / "uninterrupted" / "step_00000005"
+    resumed = tmp_path / "resumed" / "step_00000005"
+    _same_tensors(uninterrupted, resumed)
+    beside = describe(uninterrupted)["optimizer"]
+    assert describe(resumed)["optimizer"] == beside
+    assert beside["adam_step"] == 5
+    assert bool(beside["loss_scale"]) == (dtype == "fp16")
 
 
 def _train_and_save(folder, run):
@@ -87,17 +99,18 @@ def _load_and_save(path, folder, run):
     save(folder, **training.what())
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("world_size", "layout"),
+    ("dtype", "world_size", "layout"),
     [
-        (1, {}),
-        (2, TP_SP | DISTRIBUTED),
-        (2, VPP),
-        (3, DISTRIBUTED),
-        (4, TP | PP | DISTRIBUTED),
+        ("bf16", 1, {}),
+        ("bf16", 2, TP_SP | DISTRIBUTED),
+        ("bf16", 2, VPP),
+        ("bf16", 3, DISTRIBUTED),
+        ("bf16", 4, TP | PP | DISTRIBUTED),
+        ("fp32", 1, DISTRIBUTED),
+        ("fp32", 3, DISTRIBUTED),
     ],
-    ids=["one", "tp_sp", "vpp", "dp3", "tp_pp"],
+    ids=["one", "tp_sp", "vpp", "dp3", "tp_pp", "fp32_one", "fp32_dp3"],
 )
 def test_state_is_the_same_under_any_layout(tmp_path, saved_at_tp2_dp2, dtype, world_size, layout):
     path = saved_at_tp2_dp2(dtype)

@@ -14,7 +14,6 @@ import time
 
 import pytest
 import torch
-from small_run import Training, small_run
 
 from megatron_ext.checkpoint import folder as folders
 from megatron_ext.checkpoint import index
@@ -24,6 +23,7 @@ from megatron_ext.checkpoint.save import Staging, begin, save
 from megatron_ext.checkpoint.shard import write_shard
 from megatron_ext.checkpoint.shelf import Shelf
 from megatron_ext.testing import env, run_on_ranks
+from tests.distributed.checkpoint.small_run import Training, small_run
 
 TP = {"tensor_model_parallel_size": 2}
 DISTRIBUTED = {"use_distributed_optimizer": True}

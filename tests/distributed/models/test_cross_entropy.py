@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_models import build, small
 from torch.nn.functional import cross_entropy
 
 from megatron_ext.models import cross_entropy as ours
 from megatron_ext.testing import run_on_ranks
+from tests.distributed.models.small_models import build, small
 
 S, B, COLUMNS = 11, 3, 64
 

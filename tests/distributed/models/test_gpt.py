@@ -4,9 +4,18 @@ import math
 
 import pytest
 import torch
-from small_models import PP, TP, VPP, V, build, gather_rows, positions, small
 
 from megatron_ext.testing import run_on_ranks
+from tests.distributed.models.small_models import (
+    PP,
+    TP,
+    VPP,
+    V,
+    build,
+    gather_rows,
+    positions,
+    small,
+)
 
 SHAPES = {
     "index": {"norm_head": True, "num_query_groups": 4, "scaled_output_init": False},

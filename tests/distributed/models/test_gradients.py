@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small_models import build, positions, small
-from test_gpt import SHAPES
 
 from megatron_ext.testing import run_on_ranks
+from tests.distributed.models.small_models import build, positions, small
+from tests.distributed.models.test_gpt import SHAPES
 
 
 def _buffers_hold_autograds_gradients(shape, packed):

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from small_models import TP, V, build, gather_rows, positions, small
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.functional import cross_entropy
 
 from megatron_ext.testing import run_on_ranks
+from tests.distributed.models.small_models import TP, V, build, gather_rows, positions, small
 
 S, B, H = 6, 2, 64
 NORM_HEAD = {"norm_head": True, "num_layers": 1}

@@ -1,15 +1,10 @@
 """The optimizer is Megatron's, decays what it should, and is AdamW whatever wraps it."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from megatron_ext.testing import run_on_ranks
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
-from small_run import LR, Training, small_run
+from tests.distributed.checkpoint.small_run import LR, Training, small_run
 
 DISTRIBUTED = {"use_distributed_optimizer": True}
 KINDS = pytest.mark.parametrize(
@@ -136,3 +131,14 @@ def _fused(run):
 
 def test_the_fused_kernel_is_used():
     run_on_ranks(_fused, small_run(), world_size=1)
+
+
+def test_weights_kept_in_fp8_are_refused_before_training():
+    from dataclasses import replace
+
+    from megatron_ext.optim.build import build_optimizer
+
+    run = small_run(dtype="bf16")
+    run = replace(run, precision=replace(run.precision, fp8="hybrid", fp8_param=True))
+    with pytest.raises(ValueError, match=r"precision\.fp8_param=true cannot be trained"):
+        build_optimizer(run, [], None)
