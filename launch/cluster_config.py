@@ -53,6 +53,19 @@ class ClusterConfig:
     hardware: str = "cpu"
     """The planner's word for one node's accelerators, such as ``h100`` or ``a800``; ``cpu``."""
 
+    network: str = ""
+    """The planner's word for what joins the nodes (conf/network/); empty is the usual one of the
+    hardware."""
+
+    nodes: int = 0
+    """Nodes there are: what is planned for until ``slurm.nodes`` asks for more than one."""
+
+    price_per_gpu_hour: float = 0.0
+    """Money for one GPU for an hour, in any currency; 0 leaves cost out of plans."""
+
+    failures_per_gpu_hour: float = 1.97e-5
+    """Interruptions that plans expect. Llama 3: 419 in 54 days of 16,384 GPUs."""
+
     partition: str = ""
     account: str = ""
     qos: str = ""

@@ -32,6 +32,9 @@ class Hardware:
     nvlink_domain: int
     """Accelerators that NVLink joins."""
 
+    network: str
+    """What usually joins nodes of these: a name in conf/network/."""
+
     multiprocessors: int
     """Streaming multiprocessors: how many output tiles of a matmul run at once."""
 
@@ -81,6 +84,7 @@ def hardware(name: str) -> Hardware:
         memory_bandwidth=figures["memory_gbs"] * 1e9,
         nvlink_bandwidth=figures["nvlink_gbs_per_direction"] * 1e9,
         nvlink_domain=figures["nvlink_domain"],
+        network=figures["network"],
         multiprocessors=figures["multiprocessors"],
         fp8_recipes=tuple(figures.get("fp8_recipes") or ()),
     )

@@ -78,6 +78,13 @@ class Pass:
         """Both."""
         return self.forward + self.backward
 
+    def __add__(self, other: "Pass") -> "Pass":
+        return Pass(self.forward + other.forward, self.backward + other.backward)
+
+    def scaled(self, by: float) -> "Pass":
+        """``by`` times as much of both."""
+        return Pass(self.forward.scaled(by), self.backward.scaled(by))
+
 
 def matmul(
     machine: Machine, m: float, n: float, k: float, *, format: str, passes: int = 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from megatron_ext.plan.layer_time import (
     Cost,
     Machine,
+    Pass,
     embedding,
     layer,
     loss,
@@ -46,15 +47,30 @@ class StepTime:
         return pipeline + self.dp + self.optimizer + self.host
 
 
-def stage_costs(machine: Machine, shape: Shape, layout: Layout) -> list[Cost]:
+def stage_passes(machine: Machine, shape: Shape, layout: Layout) -> list[Pass]:
     """Forward and backward of one micro-batch on each stage, all its chunks together."""
     # Everything a layer's time depends on; the rest is blanked so that layouts share the memo.
-    key = replace(layout, world_size=0, global_batch=0, pp=1, vpp=1)
-    each = layer(machine, shape, key).total
-    costs = [each.scaled(sum(stage)) for stage in layout.chunk_layers(shape.layers)]
-    costs[0] += embedding(machine, shape, key).total
-    costs[-1] += loss(machine, shape, key).total
-    return costs
+    key = replace(
+        layout,
+        world_size=0,
+        global_batch=0,
+        pp=1,
+        vpp=1,
+        distributed_optimizer=False,
+        overlap_param_gather=False,
+        first_stage_layers=None,
+        last_stage_layers=None,
+    )
+    each = layer(machine, shape, key)
+    passes = [each.scaled(sum(stage)) for stage in layout.chunk_layers(shape.layers)]
+    passes[0] += embedding(machine, shape, key)
+    passes[-1] += loss(machine, shape, key)
+    return passes
+
+
+def stage_costs(machine: Machine, shape: Shape, layout: Layout) -> list[Cost]:
+    """Both passes of one micro-batch on each stage."""
+    return [one.total for one in stage_passes(machine, shape, layout)]
 
 
 def transfer(machine: Machine, shape: Shape, layout: Layout) -> float:
