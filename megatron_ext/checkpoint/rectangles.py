@@ -79,7 +79,8 @@ def uncovered(shape: tuple[int, ...], boxes: list[Box]) -> str | None:
         return f"{held} of {prod(shape)} elements are there"
     ordered = sorted(boxes, key=lambda box: box.offset)
     for number, box in enumerate(ordered):
-        for other in ordered[number + 1 :]:
+        for later in range(number + 1, len(ordered)):
+            other = ordered[later]
             if shape and other.offset[0] >= box.offset[0] + box.size[0]:
                 break
             if overlap(box, other):

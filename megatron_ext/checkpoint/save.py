@@ -69,6 +69,10 @@ def begin(
     final = folders.step_folder(folder, state["step"])
     aside = Path(ranks.from_first(str(folders.unfinished_folder(folder, state["step"]))))
 
+    if run.parallel.overlap_param_gather:  # else weights await the next forward's all-gather
+        for chunk in chunks:
+            chunk.start_param_sync(force_sync=True)
+
     def collect() -> list[Slot]:
         mine = [*_own(chunks, optimizer, groups), _rng_slot()]
         return mine if staging is None else staging.copy(mine)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from megatron_ext.devices.precision import optimizer_fields
 from megatron_ext.optim.moments import reset_moments as reset_moments
 
 if TYPE_CHECKING:
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from megatron_ext.config import RunConfig
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def build_optimizer(
@@ -20,9 +23,13 @@ def build_optimizer(
 
     The learning rate is the peak until ``set_learning_rate`` is called. Nothing in it is ever
     read from a checkpoint, so what the configuration asks for is what a resumed run does.
+
+    Raises:
+        ValueError: weights kept in FP8, which checkpoints cannot hold.
     """
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
+    _refuse_quantised_weights(run)
     asked = run.optimizer
     config = OptimizerConfig(
         optimizer="adam",
@@ -33,11 +40,8 @@ def build_optimizer(
         adam_beta2=asked.adam_beta2,
         adam_eps=asked.adam_eps,
         clip_grad=asked.clip_grad,
-        bf16=run.precision.dtype == "bf16",
-        fp16=run.precision.dtype == "fp16",
-        params_dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(
-            run.precision.dtype, torch.float32
-        ),
+        params_dtype=DTYPES[run.precision.dtype],
+        **optimizer_fields(run.precision),
         use_distributed_optimizer=run.parallel.use_distributed_optimizer,
         overlap_param_gather=run.parallel.overlap_param_gather,
     )
@@ -47,6 +51,14 @@ def build_optimizer(
     _apply_weight_decay(optimizer, asked.weight_decay)
     _fuse(optimizer)
     return optimizer
+
+
+def _refuse_quantised_weights(run: "RunConfig") -> None:
+    if run.precision.fp8 is not None and run.precision.fp8_param:
+        raise ValueError(
+            "precision.fp8_param=true cannot be trained here: checkpoints do not hold FP8 weights "
+            "yet, so nothing could be resumed. Set precision.fp8_param=false (FP8 matmuls stay)."
+        )
 
 
 def set_learning_rate(optimizer: "MegatronOptimizer", lr: float) -> None:
