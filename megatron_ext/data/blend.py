@@ -8,6 +8,8 @@ phase of a billion samples starts at once.
 
 import numpy as np
 
+from megatron_ext.data.blend_compiled import fill_order
+
 BLOCK = 2**16
 """Samples built at a time: 0.6 MB of order, and a row of counts kept per block."""
 
@@ -66,9 +68,14 @@ class Blend:
     def _fill(self, first: int, size: int, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if len(counts) == 1:
             return np.zeros(size, dtype=np.int16), counts + size
+        order = np.empty(size, dtype=np.int16)
+        if self.shares_end is None:
+            if len(counts) == 2 and two_sources(self.shares, first, order):
+                return order, counts + np.bincount(order, minlength=2)
+            if fill_order(self.shares, counts, first, order):
+                return order, counts
         # Megatron's clamp: sample 0 is judged as if it were sample 1.
         positions = np.maximum(np.arange(first, first + size), 1)
-        order = np.empty(size, dtype=np.int16)
         behind, floats = np.empty(len(counts)), counts.astype(np.float64)
         for low in range(0, size, 1024):
             due = self.due(positions[low : low + 1024])
@@ -94,3 +101,23 @@ class Blend:
         source = int(order[inside])
         before = int(np.count_nonzero(order[:inside] == source))
         return source, int(self._counts[number][source]) + before
+
+
+def two_sources(shares: np.ndarray, first: int, order: np.ndarray) -> bool:
+    """Fill ``order`` from a closed form and check every sample of it against the rule.
+
+    Source 1 lags more at sample k exactly where it gave fewer than shares[1] * k samples, so that
+    it gave ceil(shares[1] * (k - 1)) before it.
+
+    Returns:
+        Whether all agree: the form is exact arithmetic, and the rule is float64's.
+    """
+    k = np.arange(first, first + len(order) + 1)
+    given = np.ceil(shares[1] * (k - 1.0))
+    if first < 2:
+        given[: 2 - first] = [0.0, float(shares[1] > shares[0])][first:]
+    x = np.maximum(k[:-1], 1)
+    now = given[:-1]
+    chosen = shares[1] * x - now > shares[0] * x - (k[:-1] - now)
+    order[:] = chosen
+    return bool(np.array_equal(chosen, given[1:] - now))

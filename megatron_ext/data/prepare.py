@@ -6,7 +6,6 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +66,9 @@ def prepare_corpus(
     digest = source_digest(inputs, how)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     with CorpusWriter(prefix, dtype=dtype) as writer:
-        with _workers(how.workers) as each:
+        with _workers(how) as each:
             chunks = chunks_of(list(inputs), chunk_bytes=CHUNK_BYTES)
-            for encoded in each(partial(encode_chunk, how=how), chunks):
+            for encoded in each(encode_chunk, chunks):
                 writer.add_documents(encoded.ids, encoded.lengths)
                 how.reading.add(encoded.reading)
                 sums.append(encoded.sums)
@@ -119,18 +118,28 @@ def is_up_to_date(prefix: Path, inputs: Sequence[Path], how: Preparation) -> boo
     return corpus.description.get("source_digest") == source_digest(inputs, how)
 
 
+class _Forked:
+    """What forked workers inherit: a tokenizer must not go through a pipe with every chunk."""
+
+    how: Preparation
+    corpus: IndexedCorpus
+    sums: bytes
+
+
 @contextmanager
-def _workers(count: int) -> Iterator[Callable]:
-    """An ordered map over this process or over forked ones, which share what is imported."""
-    if count == 1:
+def _workers(how: Preparation) -> Iterator[Callable]:
+    """An ordered map over this process or over forked ones, which share what is loaded."""
+    _Forked.how = how
+    if how.workers == 1:
         yield map
         return
-    with multiprocessing.get_context("fork").Pool(count) as pool:
+    with multiprocessing.get_context("fork").Pool(how.workers) as pool:
         yield pool.imap
 
 
-def encode_chunk(chunk: Chunk, how: Preparation) -> Encoded:
+def encode_chunk(chunk: Chunk) -> Encoded:
     """Read and encode one chunk."""
+    how = _Forked.how
     reading = replace(how.reading, counts=type(how.reading.counts)(), named=[])
     documents = read_documents(
         chunk.path, reading, start=chunk.start, stop=chunk.stop, first_line=chunk.first_line
@@ -196,8 +205,9 @@ def check_documents(prefix: Path, sums: bytes, how: Preparation) -> int:
     assert len(sums) == 8 * corpus.num_documents
     size = 2000
     spans = [(i, min(i + size, corpus.num_documents)) for i in range(0, corpus.num_documents, size)]
-    with _workers(how.workers) as each:
-        found = list(each(partial(_changed, corpus=corpus, sums=sums, how=how), spans))
+    _Forked.corpus, _Forked.sums = corpus, sums
+    with _workers(how) as each:
+        found = list(each(_changed, spans))
     changed = [number for numbers, _ in found for number in numbers]
     if changed:
         raise ValueError(
@@ -208,9 +218,8 @@ def check_documents(prefix: Path, sums: bytes, how: Preparation) -> int:
     return sum(unpromised for _, unpromised in found)
 
 
-def _changed(
-    span: tuple[int, int], *, corpus: IndexedCorpus, sums: bytes, how: Preparation
-) -> tuple[list[int], int]:
+def _changed(span: tuple[int, int]) -> tuple[list[int], int]:
+    how, corpus, sums = _Forked.how, _Forked.corpus, _Forked.sums
     changed, unpromised = [], 0
     for number in range(*span):
         wanted = sums[8 * number : 8 * number + 8]
