@@ -92,10 +92,16 @@ def judge(
         past,
         config=job.slurm.restart if job else RestartConfig(),
         progressed=step > attempt.step_before,
-        pool=scheduler.pool_size(job.cluster.partition if job else ""),
+        pool=_pool(attempt, job),
         now=time.time(),
     )
     return decision, step
+
+
+def _pool(attempt: Attempt, job: "JobConfig | None") -> int:
+    if not attempt.job_id:
+        return 1
+    return scheduler.pool_size(job.cluster.partition if job else "")
 
 
 def closed(
@@ -162,7 +168,7 @@ def perform(run_dir: Path, job: "JobConfig", record: Attempt) -> str:
         delay = _delay(run_dir, job, record)
         time.sleep(delay)
         return "again"
-    if record.action == "requeue":
+    if record.action == "requeue" and record.job_id:
         exclude = sorted({*set_aside(run_dir), *job.slurm.exclude})
         if not scheduler.requeue(record.job_id, exclude=exclude):
             # Exit code 75: a site's RequeueExit or launch.resume takes it from here.

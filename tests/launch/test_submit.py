@@ -1,0 +1,192 @@
+"""A job becomes one exact sbatch command, and nothing typed reaches a shell."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import chain, sbatch
+from launch.cluster_config import ClusterConfig, SlurmConfig
+from launch.compose import choices, compose
+from launch.config import JobConfig
+from launch.submit import code_version, prepare, record
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["name=small", "model=llama_tiny", "phases=[{tokens:4096}]", "data.synthetic=true"]
+SMALL += ["batch.seq_length=64"]
+HOSTILE = ["x; touch X", "$(touch X)", "`touch X`", "x\n#SBATCH --uid=0", "-x", "a b", "../../x"]
+
+
+def _job(*more: str) -> JobConfig:
+    return compose([*SMALL, *more])
+
+
+@pytest.mark.parametrize("cluster", choices("cluster"))
+def test_every_cluster_file_gives_a_command_of_plain_options(cluster: str) -> None:
+    job = _job(f"cluster={cluster}", "slurm.nodes=2")
+    job.cluster.check()
+    words = sbatch.sbatch_command(job, Path("/runs/small"))
+    assert words[0] == "sbatch"
+    assert "--nodes=2" in words
+    assert words[-2:] == [str(sbatch.TEMPLATE), "/runs/small/config.yaml"]
+    assert all(w.startswith("--") for w in words[1:-2])
+
+
+def test_what_a_cluster_file_says_is_asked_for() -> None:
+    job = _job("cluster=plain", "slurm.nodes=4", "slurm.time=1:00:00", "slurm.exclude=[n7,n9]")
+    job.cluster.options = {"reservation": "week40"}
+    words = sbatch.options(job, Path("/r"))
+    for want in (
+        "--partition=gpu",
+        "--gpus-per-node=8",
+        "--ntasks-per-node=8",
+        "--exclusive",
+        "--time=1:00:00",
+        "--exclude=n7,n9",
+        "--signal=B:USR2@300",
+        "--reservation=week40",
+    ):
+        assert want in words
+
+
+def test_only_listed_variables_are_handed_over() -> None:
+    export = next(w for w in sbatch.options(_job(), Path("/r")) if w.startswith("--export="))
+    assert "ALL" not in export
+    assert "TOKEN" not in export
+    header = (ROOT / "slurm" / "train.sbatch").read_text()
+    listed = re.search(r"^#SBATCH --export=(.*)$", header, re.M)
+    assert listed is not None
+    assert listed[1].split(",") == list(sbatch.EXPORT)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_hostile_values_are_refused_before_they_reach_slurm(value: str) -> None:
+    with pytest.raises(ValueError, match="cluster"):
+        ClusterConfig(partition=value).check()
+    with pytest.raises(ValueError, match="slurm"):
+        SlurmConfig(exclude=[value]).check()
+    with pytest.raises(ValueError, match="slurm"):
+        SlurmConfig(dependency=value).check()
+
+
+def test_a_hostile_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="name"):
+        prepare([*SMALL, "name='$(touch X)'"])
+
+
+def test_options_that_are_set_elsewhere_and_secrets_are_refused() -> None:
+    for name in ("uid", "export", "wrap", "nodes"):
+        with pytest.raises(ValueError, match=f"cluster.options.{name}"):
+            ClusterConfig(options={name: "x"}).check()
+    with pytest.raises(ValueError, match=r"cluster\.env\.HF_TOKEN looks like a secret"):
+        ClusterConfig(env={"HF_TOKEN": "hf_x"}).check()
+
+
+def test_the_set_up_file_quotes_what_it_is_given(tmp_path: Path) -> None:
+    job = _job()
+    job.cluster.modules = ["cuda/12.8", f"x; touch {tmp_path}/X", f"$(touch {tmp_path}/X)"]
+    (tmp_path / "setup.sh").write_text(sbatch.setup(job))
+    subprocess.run(
+        ["bash", "-c", 'module() { echo "$2"; }; . "$1"', "bash", tmp_path / "setup.sh"], check=True
+    )
+    assert not (tmp_path / "X").exists()
+
+
+def test_the_run_folder_holds_config_command_and_code_and_is_private(tmp_path: Path) -> None:
+    job = _job(f"run_dir={tmp_path}/run")
+    words = sbatch.sbatch_command(job, tmp_path / "run")
+    record(job, tmp_path / "run", words)
+    assert (tmp_path / "run").stat().st_mode & 0o077 == 0
+    script = (tmp_path / "run" / "submit.sh").read_text()
+    assert shlex.split(script.splitlines()[-1]) == words
+    assert set(code_version()) == {"commit", "changes"}
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_run_folder_that_others_may_write_or_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "open")
+    for name in ("open", "link"):
+        with pytest.raises(ValueError, match="private"):
+            record(_job(), tmp_path / name, ["sbatch"])
+
+
+def test_a_dry_run_prints_and_leaves_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.submit", "--dry-run", *SMALL, f"run_dir={tmp_path}/run"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert shlex.split(done.stdout)[0] == "sbatch"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_key_ends_with_one_sentence_and_code_2() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.submit", *SMALL, "optimizer.lrr=1"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "optimizer.lrr" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["train.sbatch", "task.sbatch"])
+def test_batch_files_are_sound_bash(name: str) -> None:
+    path = ROOT / "slurm" / name
+    subprocess.run(["bash", "-n", path], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", path], check=True)
+    text = path.read_text()
+    assert not re.search(r"^\s*(eval|set -\w*x)\b", text, re.M)
+
+
+def test_a_chain_orders_its_jobs_and_names_what_could_never_start(tmp_path: Path) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(
+        "cluster: loopback\nsteps:\n"
+        "- {name: prepare, tool: tools.prepare, args: [in, out]}\n"
+        f"- {{name: fit, train: {[*SMALL, f'run_dir={tmp_path}/run']}}}\n"
+        "- {name: convert, tool: tools.convert, args: [x], after: [fit]}\n"
+    )
+    cluster, steps = chain.read(path)
+    assert [step.after for step in steps] == [[], ["prepare"], ["fit"]]
+    words = chain.command(steps[2], cluster, {"fit": "12"}, chain.bare(cluster))
+    assert "--dependency=afterok:12" in words
+    assert "--kill-on-invalid-dep=yes" in words
+    for wrong, says in (
+        ("- {name: a, tool: tools.prepare, after: [b]}", "never start"),
+        ("- {name: a, tool: os.system}", "not a program of tools"),
+        ("- {name: 'a; x', tool: tools.prepare}", "plain word"),
+        ("- {name: a}", "either tool or train"),
+    ):
+        path.write_text(f"steps:\n{wrong}\n")
+        with pytest.raises(ValueError, match=says):
+            chain.read(path)
+
+
+def test_help_answers_in_well_under_a_second() -> None:
+    for name in ("submit", "status", "stop", "resume", "chain", "health", "attempt"):
+        before = os.times()
+        subprocess.run(
+            [sys.executable, "-m", f"launch.{name}", "--help"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
+        after = os.times()
+        used = after.children_user + after.children_system
+        used -= before.children_user + before.children_system
+        assert used < 1.0, f"{name}: {used:.2f} s"

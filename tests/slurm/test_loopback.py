@@ -1,0 +1,138 @@
+"""The shipped batch file with the real trainer on a real Slurm of several nodes.
+
+The whole fault matrix is ``make test-faults`` (tools/faults.py); here is its quick part.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tools.drills.cluster import CHECKOUT, Cluster, Run, missing
+from tools.drills.lab import INTERVAL, STEPS, Lab
+from tools.drills.rows import wrong_config
+
+pytestmark = pytest.mark.slurm
+TOKEN = "hf_canary_0123456789"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    if why := missing():
+        if os.environ.get("CI"):
+            pytest.fail(f"Slurm must be there in CI: {why}")
+        pytest.skip(why)
+    os.environ["HF_TOKEN"] = TOKEN
+    cluster = Cluster(3)
+    try:
+        yield Lab(cluster)
+    finally:
+        del os.environ["HF_TOKEN"]
+        cluster.close()
+
+
+@pytest.fixture(scope="module")
+def by_hand(lab: Lab) -> Run:
+    """A run queued with sbatch itself, from a checkout that nobody edited."""
+    run = lab.run("byhand")
+    words = [w for w in run.overrides if not w.startswith("slurm.nodes")]
+    template = str(CHECKOUT / "slurm" / "train.sbatch")
+    job_id = lab.cluster.slurm(
+        *("sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0"),
+        *(f"--chdir={CHECKOUT}", f"--output={lab.folder}/byhand.out", template, *words),
+    ).strip()
+    run.folder.mkdir(mode=0o700)
+    (run.folder / "job").write_text(job_id)
+    run.wait_truth("finished", "given up", seconds=400)
+    run.wait_gone()
+    return run
+
+
+def test_sbatch_with_overrides_trains_to_the_end(lab: Lab, by_hand: Run) -> None:
+    assert by_hand.step() == STEPS
+    assert lab.check(by_hand) == []
+
+
+def test_a_killed_rank_costs_no_queue_and_changes_no_loss(lab: Lab, by_hand: Run) -> None:
+    run = lab.run("killed", f"watch.drill=[{{kind:kill,rank:1,step:{INTERVAL + 8}}}]").submit()
+    run.wait_step(INTERVAL + 2, seconds=400)
+    _listens_on_loopback_only(run)
+    run.wait_truth("finished", "given up", seconds=400)
+    run.wait_gone()
+    assert lab.check(run, causes=["process"]) == []
+    assert len(run.attempts()) == 1
+
+
+def _listens_on_loopback_only(run: Run) -> None:
+    """No process of the run listens on an address that others can reach."""
+    pids = {*run.pids("n1", 0), *run.pids("n2", 1)}
+    sockets = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                target = os.readlink(link)
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                sockets.add(target[8:-1])
+    table = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    rows = [line.split() for line in table]
+    open_to = {row[1] for row in rows if row[3] == "0A" and row[9] in sockets}
+    assert {address.split(":")[0] for address in open_to} <= {"0100007F"}, open_to
+
+
+def test_no_token_of_the_submitting_shell_is_kept_anywhere(lab: Lab, by_hand: Run) -> None:
+    done = subprocess.run(
+        ["grep", "-rl", TOKEN, str(by_hand.folder), f"{lab.cluster.folder}/c"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == ""
+
+
+def test_wrong_configurations_never_reach_a_second_attempt(lab: Lab) -> None:
+    assert wrong_config(lab, "wrong") == []
+
+
+def test_a_job_that_waits_says_why_and_can_be_taken_back(lab: Lab) -> None:
+    run = lab.run("waits", nodes=2).submit()
+    lab.cluster.slurm("scontrol", "hold", run.job_id)
+    status = run.status()
+    if status["truth"] == "running":
+        pytest.skip("it started before it could be held")
+    assert status["truth"] == "waiting"
+    assert status["cause"]
+    done = run.cluster.python("launch.submit", *run.overrides)
+    assert done.returncode == 2
+    assert "has not ended" in done.stderr
+    run.cluster.python("launch.stop", str(run.folder))
+    run.wait_gone()
+
+
+def test_slurm_is_asked_and_nothing_is_queued_by_test_only(lab: Lab) -> None:
+    run = lab.run("asked")
+    assert run.cluster.python("launch.submit", "--test-only", *run.overrides).returncode == 0
+    too_many = lab.run("asked", nodes=9)
+    assert run.cluster.python("launch.submit", "--test-only", *too_many.overrides).returncode
+    assert not run.folder.exists()
+
+
+def test_what_follows_a_failed_step_of_a_chain_never_starts(lab: Lab, tmp_path: Path) -> None:
+    chain = tmp_path / "chain.yaml"
+    chain.write_text(
+        "cluster: loopback\nsteps:\n"
+        "- {name: fails, tool: tools.prepare, args: [/nonexistent, /nonexistent]}\n"
+        "- {name: behind, tool: tools.doctor}\n"
+    )
+    done = lab.cluster.python("launch.chain", str(chain))
+    assert done.returncode == 0, done.stderr
+    second = done.stdout.splitlines()[1].split()[1].rstrip(":")
+    run = lab.run("chain")
+    run.wait(
+        lambda: "CANCELLED" in lab.cluster.slurm("scontrol", "show", "job", second),
+        seconds=90,
+        what="the end of the successor",
+    )
