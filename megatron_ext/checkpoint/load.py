@@ -15,6 +15,7 @@ from megatron_ext.checkpoint.reader import TensorReader
 from megatron_ext.checkpoint.save import RUN, STATE, layout
 from megatron_ext.checkpoint.shard import Slot
 from megatron_ext.checkpoint.state import MASTER, OPTIMIZER, slots
+from megatron_ext.models.fp8_history import PREFIX, prepare
 from megatron_ext.optim.moments import MOMENTS, set_adam_step
 
 if TYPE_CHECKING:
@@ -51,10 +52,14 @@ def load(
     meta = folders.describe(path) if verified else verify_together(path)
     _check_description(path, meta, run, about or {})
     wanted: list[Slot] = []
+    copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def check() -> TensorReader:
         reader = TensorReader(path)
-        for slot in slots(chunks, optimizer, moments=load_optimizer):
+        prepare(chunks, run)
+        for slot in slots(chunks, optimizer, moments=load_optimizer, copies=copies):
+            if not _has_history(slot, reader):
+                continue
             wanted.append(_source(slot, reader))
             _check(path, wanted[-1], reader, run.model.vocab_size)
         return reader
@@ -64,6 +69,8 @@ def load(
             if slot.flexible and _is_moment(slot):
                 slot.data.zero_()  # padding rows that the checkpoint does not have
         reader.fill(wanted)
+        for weight, values in copies:
+            weight.detach().copy_(values)  # quantises anew
         if optimizer is not None and load_optimizer:
             _restore_optimizer(optimizer, meta["optimizer"])
         _restore_rng(reader, meta, run)
@@ -138,6 +145,12 @@ def _check(path: Path, slot: Slot, reader: TensorReader, vocab_size: int) -> Non
             f"{path} is of another model: {slot.key} is {list(stored.shape)} there and "
             f"{list(slot.shape)} here."
         )
+
+
+def _has_history(slot: Slot, reader: TensorReader) -> bool:
+    """False for an FP8 history to begin anew: of another format before, or of another length."""
+    stored = reader.tensors.get(slot.key)
+    return not slot.key.startswith(PREFIX) or (stored is not None and stored.shape == slot.shape)
 
 
 def _is_moment(slot: Slot) -> bool:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from megatron_ext.checkpoint.rectangles import Box, cut
+from megatron_ext.checkpoint.rectangles import Box, cut, whole
 from megatron_ext.checkpoint.shard import Slot
+from megatron_ext.models.fp8_history import histories
 from megatron_ext.optim.moments import MOMENTS, held
 
 if TYPE_CHECKING:
@@ -55,15 +56,46 @@ class Part:
 
 
 def slots(
-    chunks: Sequence[Any], optimizer: "MegatronOptimizer | None", *, moments: bool = True
+    chunks: Sequence[Any],
+    optimizer: "MegatronOptimizer | None",
+    *,
+    moments: bool = True,
+    copies: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> list[Slot]:
-    """Everything of the model and the optimizer that this rank holds, or all but the moments."""
+    """Everything of the model and the optimizer that this rank holds, or all but the moments.
+
+    Weights kept in FP8 are stored at their nominal precision, from copies; whoever fills the slots
+    gets each weight with its copy in ``copies``, to write back.
+    """
     parts = model_parts(chunks)
-    found = [slot for tensor, some in parts for part in some for slot in part.slots(_flat(tensor))]
+    found = []
+    for tensor, some in parts:
+        values = plain(tensor)
+        if copies is not None and values is not tensor:
+            copies.append((tensor, values))
+        found += [slot for part in some for slot in part.slots(_flat(values))]
     if optimizer is not None:
         by_param = {id(tensor): some for tensor, some in parts}
         found += _optimizer_slots(optimizer, by_param, MOMENTS if moments else ())
-    return found
+    return [*found, *_fp8_slots(chunks)]
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A weight kept in FP8 (``precision.fp8_param``) as ordinary numbers; others as they are."""
+    from megatron.core import fp8_utils
+
+    if fp8_utils.is_float8tensor(tensor):
+        return fp8_utils.dequantize_fp8_tensor(tensor)
+    return tensor
+
+
+def _fp8_slots(chunks: Sequence[Any]) -> Iterator[Slot]:
+    """Delayed scaling's histories, which all ranks of a stage hold alike."""
+    from megatron.core.parallel_state import get_tensor_model_parallel_rank
+
+    for key, tensor in histories(chunks):
+        shape, main = tuple(tensor.shape), get_tensor_model_parallel_rank() == 0
+        yield Slot(key, shape, whole(shape), tensor.detach(), main, shared=True)
 
 
 def share_out(found: list[Slot], rank: int, size: int) -> list[Slot]:
@@ -102,7 +134,7 @@ def model_parts(chunks: Sequence[Any]) -> list[tuple[torch.Tensor, list[Part]]]:
             elif isinstance(sharded, ShardedTensor):
                 pieces = [sharded]
             else:
-                continue  # Transformer Engine's _extra_state: a pickle, see docs/checkpoints.md
+                continue  # Transformer Engine's _extra_state: a pickle; see models/fp8_history.py
             saved.add(id(sharded.data))
             found.append((sharded.data, [_part(piece, sharded.data) for piece in pieces]))
         for name, param in chunk.named_parameters():

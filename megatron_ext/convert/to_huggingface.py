@@ -27,6 +27,7 @@ from megatron_ext.models.config import ModelConfig
 
 NOT_WEIGHTS = {
     "optimizer.": "optimizer state",
+    "fp8.": "FP8 scaling history",
     "rng.": "random number state",
 }
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

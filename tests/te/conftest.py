@@ -21,7 +21,7 @@ def _found(*, cuda: bool) -> dict[str, Probe]:
 
 
 if LAYOUT_ONLY:
-    from te import fake_extension
+    from tests.te import fake_extension
 
     fake_extension.install()
     probe.guard = _found  # type: ignore[assignment]

@@ -52,10 +52,10 @@ def _recipe(precision: str) -> None:
 def _support(precision: str) -> None:
     """Transformer Engine's own check at each capability, against our table."""
     from megatron.core.fp8_utils import get_fp8_recipe
-    from te.fake_extension import pretending
     from transformer_engine.pytorch import quantization
 
     from megatron_ext.models.gpt import transformer_config
+    from tests.te.fake_extension import pretending
 
     config = precise("index_1p9b", precision)
     start(config)
