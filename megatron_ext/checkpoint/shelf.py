@@ -44,9 +44,25 @@ class Shelf:
         if not read_back:
             verify_together(path)
         self._trusted.add(path)
+        self._verify_those_that_stay()
         deleted: list[Path] = []
         if ranks.rank() == 0:
             deleted = folders.retain(self.folder, self.keep, trusted=self._trusted)
         deleted = ranks.from_first(deleted)
         self._trusted.difference_update(deleted)
         return deleted
+
+    def _verify_those_that_stay(self) -> None:
+        """Share the hashing of older ones out, which ``retain`` would leave to the first rank."""
+        good = 0
+        for path in ranks.from_first(list(folders.candidates(self.folder))):
+            if path not in self._trusted:
+                try:
+                    verify_together(path)
+                except folders.DamagedCheckpoint as why:
+                    logger.warning("%s does not count as kept: %s", path, why)
+                    continue
+                self._trusted.add(path)
+            good += 1
+            if good >= self.keep:
+                return

@@ -17,6 +17,7 @@ import torch
 
 from megatron_ext.checkpoint import folder as folders
 from megatron_ext.checkpoint import index
+from megatron_ext.checkpoint.folder import sha256_of
 from megatron_ext.checkpoint.load import load, stored_run
 from megatron_ext.checkpoint.reader import TensorReader
 from megatron_ext.checkpoint.save import Staging, begin, save
@@ -226,11 +227,11 @@ def test_a_parameter_that_would_not_be_saved_is_refused(tmp_path):
 
 
 def _skip_the_broken(folder):
+    training = Training(small_run(**TP))
     shelf = Shelf(folder, keep=2)
     path, bad = shelf.newest_good()
     assert path == folder / "step_00000002"
     assert [(one.name, "__1_0.distcp" in why) for one, why in bad] == [("step_00000003", True)]
-    training = Training(small_run(**TP))
     assert training.load(path, verified=True)["step"] == 2
     training.train(2)
     new = save(folder, **training.what())
@@ -251,6 +252,31 @@ def _save_three(folder):
     for _ in range(3):
         training.train(1)
         save(folder, **training.what())
+
+
+def _hash_each_file_once(folder):
+    Training(small_run(**TP))  # for its process groups
+    hashed = []
+
+    def counting(path):
+        hashed.append(path)
+        return sha256_of(path)
+
+    shelf = Shelf(folder, keep=2)
+    newest = folder / "step_00000003"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folders, "sha256_of", counting)
+        shelf.added(newest)
+        shelf.added(newest, read_back=True)
+    mine = [path.relative_to(folder) for path in hashed]
+    assert len(mine) == len(set(mine))
+    assert 0 < len(mine) < len(list(newest.iterdir())) * 2
+
+
+def test_ranks_share_the_hashing_and_do_it_once(tmp_path):
+    run_on_ranks(_save_three, tmp_path, world_size=2)
+    run_on_ranks(_hash_each_file_once, tmp_path, world_size=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
 
 
 class _Canary:
