@@ -52,12 +52,11 @@ def load(
     meta = folders.describe(path) if verified else verify_together(path)
     _check_description(path, meta, run, about or {})
     wanted: list[Slot] = []
-    copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def check() -> TensorReader:
         reader = TensorReader(path)
         prepare(chunks, run)
-        for slot in slots(chunks, optimizer, moments=load_optimizer, copies=copies):
+        for slot in slots(chunks, optimizer, moments=load_optimizer):
             if not _has_history(slot, reader):
                 continue
             wanted.append(_source(slot, reader))
@@ -69,8 +68,6 @@ def load(
             if slot.flexible and _is_moment(slot):
                 slot.data.zero_()  # padding rows that the checkpoint does not have
         reader.fill(wanted)
-        for weight, values in copies:
-            weight.detach().copy_(values)  # quantises anew
         if optimizer is not None and load_optimizer:
             _restore_optimizer(optimizer, meta["optimizer"])
         _restore_rng(reader, meta, run)

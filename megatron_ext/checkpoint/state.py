@@ -56,37 +56,15 @@ class Part:
 
 
 def slots(
-    chunks: Sequence[Any],
-    optimizer: "MegatronOptimizer | None",
-    *,
-    moments: bool = True,
-    copies: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    chunks: Sequence[Any], optimizer: "MegatronOptimizer | None", *, moments: bool = True
 ) -> list[Slot]:
-    """Everything of the model and the optimizer that this rank holds, or all but the moments.
-
-    Weights kept in FP8 are stored at their nominal precision, from copies; whoever fills the slots
-    gets each weight with its copy in ``copies``, to write back.
-    """
+    """Everything of the model and the optimizer that this rank holds, or all but the moments."""
     parts = model_parts(chunks)
-    found = []
-    for tensor, some in parts:
-        values = plain(tensor)
-        if copies is not None and values is not tensor:
-            copies.append((tensor, values))
-        found += [slot for part in some for slot in part.slots(_flat(values))]
+    found = [slot for tensor, some in parts for part in some for slot in part.slots(_flat(tensor))]
     if optimizer is not None:
         by_param = {id(tensor): some for tensor, some in parts}
         found += _optimizer_slots(optimizer, by_param, MOMENTS if moments else ())
     return [*found, *_fp8_slots(chunks)]
-
-
-def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """A weight kept in FP8 (``precision.fp8_param``) as ordinary numbers; others as they are."""
-    from megatron.core import fp8_utils
-
-    if fp8_utils.is_float8tensor(tensor):
-        return fp8_utils.dequantize_fp8_tensor(tensor)
-    return tensor
 
 
 def _fp8_slots(chunks: Sequence[Any]) -> Iterator[Slot]:

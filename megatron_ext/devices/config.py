@@ -34,8 +34,8 @@ class PrecisionConfig:
     of 128 (``blockwise``) or of 32 (``mxfp8``)."""
 
     fp8_param: bool = False
-    """Keep block weights in FP8 and gather them so: half the bytes of a parameter gather. Masters
-    stay fp32. Needs parallel.use_distributed_optimizer."""
+    """Keep block weights in FP8 and gather them so. Mapped onto Megatron's fields, and refused for
+    training: see docs/gpu.md."""
 
     fp8_margin: int = 0
     """Powers of two kept free above the largest value seen (``delayed`` only)."""

@@ -164,10 +164,11 @@ def check(run: RunConfig, *, seq_lengths: list[int]) -> None:
     precision, parallel = run.precision, run.parallel
     if precision.fp8 is None:
         return
-    if precision.fp8_param and not parallel.use_distributed_optimizer:
+    if precision.fp8_param:
         raise ValueError(
-            "precision.fp8_param=true needs parallel.use_distributed_optimizer=true, which holds "
-            "the fp32 masters that FP8 weights are made from."
+            "precision.fp8_param=true cannot be trained: our initial weights are drawn after the "
+            "layers are built, and Megatron takes the fp32 masters of FP8 weights from before; set "
+            "it to false (the matmuls stay FP8, weights are gathered in bf16)."
         )
     if run.kernels.transformer_impl == "local":
         raise ValueError(

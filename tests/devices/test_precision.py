@@ -213,9 +213,9 @@ def test_illegal_fp8_combinations_are_refused(changed: dict[str, object], words:
         replace(load("fp8_delayed"), **changed).check()  # type: ignore[arg-type]
 
 
-def test_fp8_weights_need_the_distributed_optimizer_and_transformer_engine() -> None:
+def test_fp8_weights_are_refused_and_fp8_needs_transformer_engine() -> None:
     fp8 = replace(load("fp8_delayed"), fp8_param=True)
-    with pytest.raises(ValueError, match="use_distributed_optimizer=true"):
+    with pytest.raises(ValueError, match="fp8_param=true cannot be trained"):
         precision.check(run(precision=fp8), seq_lengths=[4096])
     with pytest.raises(ValueError, match="and kernels"):
         local = KernelsConfig(transformer_impl="local")

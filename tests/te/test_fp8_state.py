@@ -73,39 +73,8 @@ def _round_trip(folder: str, tp: int) -> None:
         assert not dict(histories(longer))
 
 
-def _weights(folder: str) -> None:
-    """A stand-in for an FP8 weight: its values reach the file, and the file's reach it."""
-    import torch
-    from megatron.core import fp8_utils
-
-    from megatron_ext.checkpoint.load import load
-    from megatron_ext.checkpoint.save import save
-
-    run = precise("index_1p9b", "bf16")
-    groups = start(run)
-    saved, loaded = build(run, groups), build(run, groups)
-    common = {"optimizer": None, "groups": groups}
-    marked = [c[0].decoder.layers[0].mlp.linear_fc2.weight for c in (saved, loaded)]
-    marked[1].data.zero_()
-
-    def is_marked(tensor: object) -> bool:
-        return any(tensor is weight for weight in marked)
-
-    with (
-        mock.patch.object(fp8_utils, "is_float8tensor", is_marked),
-        mock.patch.object(fp8_utils, "dequantize_fp8_tensor", lambda t: t.detach().clone()),
-    ):
-        path = save(Path(folder), run=run, chunks=saved, state=STATE, **common)
-        load(path, run=run, chunks=loaded, **common)
-    assert torch.equal(*marked) and marked[0].any()
-
-
 @pytest.mark.parametrize("tp", [1, 2])
 def test_scaling_history_survives_a_checkpoint_and_begins_anew_where_it_must(
     tp: int, tmp_path: Path
 ) -> None:
     run_on_ranks(_round_trip, str(tmp_path), tp, world_size=tp)
-
-
-def test_weights_kept_in_fp8_are_stored_as_numbers_and_quantised_again(tmp_path: Path) -> None:
-    run_on_ranks(_weights, str(tmp_path), world_size=1)
