@@ -1,4 +1,4 @@
-"""Core attention of the local spec: torch's scaled_dot_product_attention.
+"""Core attention of the local spec: torch's scaled_dot_product_attention (SDPA).
 
 Causal without a mask tensor, KV heads shared without being copied, and packed documents each on
 their own. Shape legend: S sequence, B micro-batch, T packed tokens, N query heads, G KV heads,
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from megatron_ext.devices import cpu_attention
 
 
 class SDPACoreAttention(torch.nn.Module):
@@ -77,6 +79,8 @@ class SDPACoreAttention(torch.nn.Module):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool
     ) -> Tensor:
+        if causal and cpu_attention.suits(q, k):
+            return cpu_attention.causal_attention(q, k, v, self.softmax_scale)
         return scaled_dot_product_attention(
             q,
             k,

@@ -2,20 +2,22 @@
 
     python -m tools.bench.step --seq-length 1024 4096
 
-Both sides hold the same weights and take the same tokens: forward, loss, backward, clipping to a
-norm of 1 and the AdamW update. Ours goes through Megatron's schedule, gradient buffers and
-optimizer, as the trainer does. The machine's matmul peak is measured between the pairs.
+Each side has a process of its own, and they step in turn on the same tokens: forward, loss,
+backward, clipping to a norm of 1 and the AdamW update. Ours goes through Megatron's schedule,
+gradient buffers and optimizer, as the trainer does. A matmul is timed between the pairs.
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from launch.cli import refusing
-from tools.bench.pairs import interleave, measure, report
+from tools.bench.pairs import Pairs, Sample, measure, report
 
 SHAPE = {
     "num_layers": 12,
@@ -44,39 +46,98 @@ def main() -> int:
     parser.add_argument("--fused-peer", action="store_true", help="give the peer AdamW(fused=True)")
     parser.add_argument("--norm-head", action="store_true", help="Norm-Head on our side only")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
-    import torch
-
-    torch.set_num_threads(args.threads)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
     for length in args.seq_length:
         _compare(length, args)
     return 0
 
 
 def _compare(length: int, args: argparse.Namespace) -> None:
-    import torch
-
-    tokens = torch.randint(0, SHAPE["vocab_size"], (1, length + 1))
-    ours, peer = _ours(tokens, args), _peer(tokens, args)
-    losses = [ours(), peer()]
+    ours, peer = Side(_ours, length, args), Side(_peer, length, args)
     gemm: list[float] = []
-    pairs = interleave(_with_peak(ours, gemm, args.dtype), peer, pairs=args.pairs)
+    first = [side.step().value for side in (ours, peer)]
+    for side in (ours, peer):
+        side.step()
+    samples = []
+    for _ in range(args.pairs):
+        samples.append((ours.step().sample, peer.step().sample))
+        gemm.append(ours.matmul_rate())
+    pairs = Pairs(ours=[one for one, _ in samples], peer=[other for _, other in samples])
     adam = "fused " * args.fused_peer + "AdamW"
     report(
         f"training step, {_parameters() / 1e6:.1f} M parameters, {args.dtype}, 1 x {length} "
-        f"tokens, {args.threads} thread(s); first losses {losses[0]:.5f} and {losses[1]:.5f}",
+        f"tokens, {args.threads} thread(s); first losses {first[0]:.4f} and {first[1]:.4f}",
         pairs,
         ours="megatron_ext: schedule, DDP, AdamW",
         peer=f"transformers Llama, SDPA, torch {adam}",
         bar="0.85",
     )
     peak, work = statistics.median(gemm), _flops(length)
-    for side in ("ours", "peer"):
-        achieved = work / pairs.median(side)
+    for name in ("ours", "peer"):
+        achieved = work / pairs.median(name)
         print(
-            f"  {side}: {achieved / 1e9:.1f} GFLOP per CPU-s, {achieved / peak:.1%} of the "
-            f"machine's {peak / 1e9:.1f} (1024-cube matmul, median over the run)"
+            f"  {name}: {achieved / 1e9:.1f} GFLOP per CPU-s, {achieved / peak:.0%} of the "
+            f"{peak / 1e9:.1f} of a 1024-cube matmul between the pairs"
         )
+    for side in (ours, peer):
+        side.close()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step returned and cost."""
+
+    value: float
+    sample: Sample
+
+
+class Side:
+    """One side in a process of its own, as somebody who uses only it would run it."""
+
+    def __init__(self, build: Any, length: int, args: argparse.Namespace) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        # spawn: neither side may inherit the other's imports, threads or allocator settings
+        context = multiprocessing.get_context("spawn")
+        self.process = context.Process(target=_serve, args=(theirs, build, length, args))
+        self.process.start()
+
+    def step(self) -> Step:
+        """One training step."""
+        return self._ask("step")
+
+    def matmul_rate(self) -> float:
+        """FLOP per CPU second of a 1024-cube product, the best of three."""
+        return self._ask("matmul")
+
+    def close(self) -> None:
+        """End the process."""
+        self.pipe.send(None)
+        self.process.join()
+
+    def _ask(self, word: str) -> Any:
+        self.pipe.send(word)
+        return self.pipe.recv()
+
+
+def _serve(pipe: Any, build: Any, length: int, args: argparse.Namespace) -> None:
+    import warnings
+
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    tokens = torch.randint(0, SHAPE["vocab_size"], (1, length + 1))
+    run = build(tokens, args)
+    a = torch.randn(1024, 1024).to(torch.bfloat16 if args.dtype == "bf16" else torch.float32)
+    losses: list[float] = []
+    while word := pipe.recv():
+        if word == "matmul":
+            cost = min(measure(lambda: torch.mm(a, a)).cpu for _ in range(3))
+            pipe.send(2 * 1024**3 / cost)
+            continue
+        sample = measure(lambda: losses.append(run()))
+        pipe.send(Step(losses[-1], sample))
 
 
 def _ours(tokens: Any, args: argparse.Namespace) -> Callable[[], float]:
@@ -100,7 +161,6 @@ def _ours(tokens: Any, args: argparse.Namespace) -> Callable[[], float]:
         precision=PrecisionConfig(dtype=args.dtype),
         optimizer=OptimizerConfig(lr=LR, clip_grad=CLIP),
     )
-    groups.stop()
     process_groups = groups.start(run.parallel, Env(), seed=run.seed)
     chunks = build_model(run, process_groups)
     optimizer = build_optimizer(run, chunks, process_groups)
@@ -157,21 +217,6 @@ def _peer(tokens: Any, args: argparse.Namespace) -> Callable[[], float]:
         return float(loss.detach())
 
     return step
-
-
-def _with_peak(step: Callable[[], float], gemm: list[float], dtype: str) -> Callable[[], float]:
-    """``step``, and a sample of the matmul rate taken after the clock of the pair before."""
-    import torch
-
-    a = torch.randn(1024, 1024, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
-
-    def run() -> float:
-        return step()
-
-    torch.mm(a, a)
-    for _ in range(9):
-        gemm.append(2 * 1024**3 / measure(lambda: torch.mm(a, a)).cpu)
-    return run
 
 
 def _parameters() -> int:
