@@ -66,23 +66,35 @@ def overlap(a: Box, b: Box) -> Box | None:
 
 
 def uncovered(shape: tuple[int, ...], boxes: list[Box]) -> str | None:
-    """Why ``boxes`` are not exactly the tensor, in words; None when they are.
-
-    Sorted by their first axis, only neighbours can touch, so this is fast for slices of rows.
-    """
-    everything = whole(shape)
+    """Why ``boxes`` are not exactly the tensor, in words; None when they are."""
     for box in boxes:
-        if overlap(everything, box) != box:
-            return f"{box} reaches outside {tuple(shape)}"
+        for start, size, length in zip(box.offset, box.size, shape, strict=True):
+            if start < 0 or start + size > length:
+                return f"{box} reaches outside {tuple(shape)}"
     held = sum(box.numel() for box in boxes)
     if held != prod(shape):
         return f"{held} of {prod(shape)} elements are there"
-    ordered = sorted(boxes, key=lambda box: box.offset)
-    for number, box in enumerate(ordered):
-        for later in range(number + 1, len(ordered)):
-            other = ordered[later]
-            if shape and other.offset[0] >= box.offset[0] + box.size[0]:
-                break
-            if overlap(box, other):
-                return f"{box} and {other} overlap"
-    return None
+    clash = _clash(boxes, axis=0)
+    return None if clash is None else f"{clash[0]} and {clash[1]} overlap"
+
+
+def _clash(boxes: list[Box], *, axis: int) -> tuple[Box, Box] | None:
+    """Two boxes that overlap. Those apart on one axis are never compared on the next.
+
+    A large checkpoint has 100,000 boxes: comparing each pair of a layer's took ten seconds.
+    """
+    if len(boxes) < 2:
+        return None
+    if axis == len(boxes[0].offset):  # together on every axis, perhaps through a third one
+        pairs = ((a, b) for n, a in enumerate(boxes) for b in boxes[:n])
+        return next(((a, b) for a, b in pairs if not a.offset or overlap(a, b)), None)
+    together: list[Box] = []
+    reach = 0
+    for box in sorted(boxes, key=lambda box: box.offset[axis]):
+        if together and box.offset[axis] >= reach:
+            if clash := _clash(together, axis=axis + 1):
+                return clash
+            together = []
+        together.append(box)
+        reach = max(reach, box.offset[axis] + box.size[axis])
+    return _clash(together, axis=axis + 1)

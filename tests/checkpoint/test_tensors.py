@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import time
 from math import prod
 
 import pytest
@@ -49,6 +50,33 @@ def test_gaps_overlaps_and_overhangs_are_told_apart():
     assert "6 of 12" in uncovered((4, 3), halves[:1])
     assert "outside" in uncovered((3, 3), halves)
     assert "overlap" in uncovered((4, 3), [Box((0, 0), (2, 3)), Box((1, 0), (2, 3))])
+
+
+def test_the_check_for_gaps_agrees_with_painting_the_boxes():
+    noise = random.Random(0)
+    for _ in range(500):
+        shape = tuple(noise.randint(1, 4) for _ in range(noise.randint(0, 3)))
+        ends = sorted(noise.randint(0, prod(shape)) for _ in range(noise.randint(0, 4)))
+        boxes = []
+        for start, stop in zip([0, *ends], [*ends, prod(shape)], strict=True):
+            boxes += cut(shape, start, stop)
+        if boxes and noise.random() < 0.7:  # one of them lies elsewhere now
+            spoilt = boxes.pop(noise.randrange(len(boxes)))
+            offset = tuple(noise.randint(0, n - s) for n, s in zip(shape, spoilt.size, strict=True))
+            boxes.append(Box(offset, spoilt.size))
+        noise.shuffle(boxes)
+        painted = torch.zeros(shape)
+        for box in boxes:
+            _take(painted, box).add_(1)
+        assert (uncovered(shape, boxes) is None) == bool((painted == 1).all())
+
+
+def test_a_hundred_thousand_boxes_are_checked_in_a_second():
+    layers = [Box((layer, 8 * part, 0), (1, 8, 64)) for layer in range(52) for part in range(64)]
+    start = time.process_time()
+    for _ in range(30):
+        assert uncovered((52, 512, 64), layers) is None
+    assert time.process_time() - start < 3.0
 
 
 def _saved(tmp_path):
