@@ -23,13 +23,9 @@ def build_optimizer(
 
     The learning rate is the peak until ``set_learning_rate`` is called. Nothing in it is ever
     read from a checkpoint, so what the configuration asks for is what a resumed run does.
-
-    Raises:
-        ValueError: weights kept in FP8, which checkpoints cannot hold.
     """
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-    _refuse_quantised_weights(run)
     asked = run.optimizer
     config = OptimizerConfig(
         optimizer="adam",
@@ -51,14 +47,6 @@ def build_optimizer(
     _apply_weight_decay(optimizer, asked.weight_decay)
     _fuse(optimizer)
     return optimizer
-
-
-def _refuse_quantised_weights(run: "RunConfig") -> None:
-    if run.precision.fp8 is not None and run.precision.fp8_param:
-        raise ValueError(
-            "precision.fp8_param=true cannot be trained here: checkpoints do not hold FP8 weights "
-            "yet, so nothing could be resumed. Set precision.fp8_param=false (FP8 matmuls stay)."
-        )
 
 
 def set_learning_rate(optimizer: "MegatronOptimizer", lr: float) -> None:

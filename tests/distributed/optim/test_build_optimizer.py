@@ -131,14 +131,3 @@ def _fused(run):
 
 def test_the_fused_kernel_is_used():
     run_on_ranks(_fused, small_run(), world_size=1)
-
-
-def test_weights_kept_in_fp8_are_refused_before_training():
-    from dataclasses import replace
-
-    from megatron_ext.optim.build import build_optimizer
-
-    run = small_run(dtype="bf16")
-    run = replace(run, precision=replace(run.precision, fp8="hybrid", fp8_param=True))
-    with pytest.raises(ValueError, match=r"precision\.fp8_param=true cannot be trained"):
-        build_optimizer(run, [], None)
