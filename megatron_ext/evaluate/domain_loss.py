@@ -47,7 +47,7 @@ def _loss(trainer: "Trainer", name: str) -> float:
         for number in range(passes):
             first = (number * feed.size + feed.rank) * feed.micro_batch_size
             batch = text.micro_batch(range(first, first + feed.micro_batch_size))
-            yield on_device(batch, feed.device)
+            yield on_device(batch, feed.device, context=feed.context)
 
     total, count = run_schedule(
         trainer.model,

@@ -51,15 +51,12 @@ def _difference(attention: Any) -> "tuple[float, str]":
         torch.randn(sum(LENGTHS), n, size, generator=generator).to(weight)
         for n in (heads, groups, groups)
     )
-    training = attention.core_attention.training
-    attention.core_attention.eval()
     with torch.no_grad():
         packed = _attend(attention, query, key, value, list(LENGTHS))
         alone = [
             _attend(attention, q, k, v, [len(q)])
             for q, k, v in zip(*(x.split(LENGTHS) for x in (query, key, value)))
         ]
-    attention.core_attention.train(training)
     difference = (packed.float() - torch.cat(alone).float()).abs().max().item()
     return difference, str(weight.dtype).removeprefix("torch.")
 

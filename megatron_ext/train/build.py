@@ -54,6 +54,7 @@ def build_trainer(
         place=current().torch_device(env.local_rank),
         data_parallel_rank=groups.dp.rank(),
         data_parallel_size=groups.dp.size(),
+        context=(groups.cp.rank(), groups.cp.size()),
     )
     return Trainer(
         run,

@@ -6,6 +6,7 @@ import torch
 
 from megatron_ext.config import RunConfig
 from megatron_ext.data.indexed import IndexedCorpus
+from megatron_ext.parallel.context import own_slice
 from megatron_ext.train.phases import Phase
 from megatron_ext.train.sources import Samples, open_phase
 from megatron_ext.train.state import TrainState
@@ -27,12 +28,16 @@ class Feed:
         place: torch.device,
         data_parallel_rank: int,
         data_parallel_size: int,
+        context: tuple[int, int] = (0, 1),
     ):
         self.micro_batch_size = run.batch.micro_batch_size
         self.rank = data_parallel_rank
         self.size = data_parallel_size
         self.run, self.sources = run, sources
         self.device = place
+        self.context = context
+        """Rank and size of the context-parallel group, whose ranks share each sequence."""
+
         self._opened = (-1, 0)
         self._samples: Samples
 
@@ -56,14 +61,24 @@ class Feed:
             for start in range(first, first + global_batch_size, per_pass):
                 mine = start + self.rank * self.micro_batch_size
                 numbers = range(mine, mine + self.micro_batch_size)
-                yield on_device(samples.micro_batch(numbers), self.device)
+                yield on_device(samples.micro_batch(numbers), self.device, context=self.context)
 
         return micro_batches
 
 
-def on_device(batch: Mapping[str, torch.Tensor | None], place: torch.device) -> Batch:
-    """``batch`` where the model is. Packed documents are laid end to end: ``[1, b * s]``."""
-    moved = {k: v.to(place, non_blocking=True) for k, v in batch.items() if v is not None}
+def on_device(
+    batch: Mapping[str, torch.Tensor | None],
+    place: torch.device,
+    *,
+    context: tuple[int, int] = (0, 1),
+) -> Batch:
+    """This rank's part of ``batch`` where the model is.
+
+    Packed documents are laid end to end: ``[1, b * s]``.
+    """
+    there = {k: v for k, v in batch.items() if v is not None}
+    mine = own_slice(there, rank=context[0], size=context[1])
+    moved = {k: v.to(place, non_blocking=True) for k, v in mine.items()}
     if "cu_seqlens" not in moved:
         return moved
     return {k: v if k == "cu_seqlens" else v.reshape(1, -1) for k, v in moved.items()}

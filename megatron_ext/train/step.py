@@ -99,16 +99,18 @@ def run_schedule(
         micro_batch_size=micro_batch_size,
         forward_only=forward_only,
     )
-    return _total(reports, groups)
+    place = next(chunks[0].parameters()).device  # a stage without losses has none to tell by
+    return _total(reports, groups, place)
 
 
-def _total(reports: list[Tensor], groups: ProcessGroupCollection) -> tuple[float, int]:
+def _total(
+    reports: list[Tensor], groups: ProcessGroupCollection, place: torch.device
+) -> tuple[float, int]:
     """Sum over micro-batches and data-parallel ranks; the last stage tells the others.
 
     The sum is taken in fp64: fp32 would lose counts above 2**24 tokens.
     """
-    device = torch.empty(0).device
-    total = torch.zeros(2, dtype=torch.float64, device=device)
+    total = torch.zeros(2, dtype=torch.float64, device=place)
     if reports:
         total = torch.stack(reports).double().sum(0)
     if groups.dp_cp.size() > 1:

@@ -28,7 +28,8 @@ class GradientShare(Callback):
         if metrics["step"] % self.interval:
             return
         layers = trainer.run.model.num_layers
-        squares = torch.zeros(layers + 3, dtype=torch.float64, device=torch.empty(0).device)
+        place = next(trainer.model[0].parameters()).device
+        squares = torch.zeros(layers + 3, dtype=torch.float64, device=place)
         for chunk in trainer.model:
             _add_squares(chunk, squares, trainer.groups)
         torch.distributed.all_reduce(squares)
