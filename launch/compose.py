@@ -164,6 +164,8 @@ def load(path: Path) -> JobConfig:
     Raises:
         ValueError: the file is not a saved job of this version.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file.")
     text = path.read_text()
     if "${" in text:
         raise ValueError(f"{path} holds an interpolation (${{...}}): a saved job is plain values.")

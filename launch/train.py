@@ -20,8 +20,10 @@ from launch import compose
 from launch.cli import refusing
 from launch.config import JobConfig
 from megatron_ext.check import check_run
+from megatron_ext.given import check_given
 from megatron_ext.parallel.env import Env
 from megatron_ext.resilience.outcome import Outcome, clear_outcome, write_outcome
+from megatron_ext.train.sources import open_sources, open_validation
 
 if TYPE_CHECKING:
     from megatron_ext.train.callback import Callback
@@ -71,7 +73,10 @@ def start(job: JobConfig) -> int:
     launched = env.world_size > 1 or "RANK" in os.environ
     nproc = 1 if launched else job.launch.nproc
     try:
-        check_run(job, world_size=env.world_size if launched else nproc)
+        plan = check_run(job, world_size=env.world_size if launched else nproc)
+        if not launched:  # ranks of a launcher open the data themselves, before the model
+            open_sources(job, plan)
+            open_validation(job, plan)
     except ValueError as refusal:
         if env.rank == 0:
             _refuse(job, str(refusal))
@@ -107,7 +112,9 @@ def _several(job: JobConfig, nproc: int) -> int:
     device.start()
     meeting = Path(job.folder()).resolve() / f".rendezvous-{os.getpid()}"
     try:
-        return start_ranks(nproc, lambda: train(job, init_method=f"file://{meeting}"))
+        return start_ranks(
+            nproc, lambda: refusing(lambda: train(job, init_method=f"file://{meeting}"))
+        )
     finally:
         meeting.unlink(missing_ok=True)
 

@@ -41,13 +41,14 @@ def build_trainer(
         ValueError: the run cannot be built, or its data cannot feed it.
     """
     plan = Plan.of(run)
+    # Data first: it is refused in milliseconds, and a model can take minutes.
+    sources, validation = open_sources(run, plan), open_validation(run, plan)
     start_buffers(run)
     model = build_model(run, groups)
     if any(phase.config.packing == "document" for phase in plan.phases):
         log.info("packed documents apart by %.1e at most", prove_isolation(model))
     optimizer = build_optimizer(run, model, groups)
     connect(model, optimizer)
-    sources = open_sources(run, plan)
     feed = Feed(
         run,
         sources,
@@ -64,7 +65,7 @@ def build_trainer(
         model=model,
         optimizer=optimizer,
         feed=feed,
-        validation=open_validation(run, plan),
+        validation=validation,
         checkpoints=Checkpoints(run, about=describe_tokenizer(run)),
         callbacks=[*first, *callbacks(run)],
         stop=StopRequest.install(
