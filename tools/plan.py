@@ -11,39 +11,8 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launch.cli import refusing
-
-if TYPE_CHECKING:
-    from launch.config import JobConfig
-    from megatron_ext.plan.verdict import Site
-
-
-def site(job: "JobConfig") -> "Site":
-    """The cluster as the planner sees it.
-
-    Raises:
-        ValueError: a cluster without accelerators.
-    """
-    from megatron_ext.plan.verdict import Site
-
-    cluster = job.cluster
-    if cluster.hardware == "cpu" or not cluster.gpus_per_node:
-        raise ValueError(
-            f"cluster.hardware={cluster.hardware} with cluster.gpus_per_node="
-            f"{cluster.gpus_per_node} has nothing to plan for: choose cluster=a800_512 or h100_64, "
-            f"or set cluster.hardware (see conf/hardware) and cluster.gpus_per_node."
-        )
-    nodes = job.slurm.nodes if job.slurm.nodes > 1 else cluster.nodes or 1
-    return Site(
-        hardware=cluster.hardware,
-        network=cluster.network,
-        gpus_per_node=cluster.gpus_per_node,
-        nodes=nodes,
-        price_per_gpu_hour=cluster.price_per_gpu_hour,
-        failures_per_gpu_hour=cluster.failures_per_gpu_hour,
-    )
 
 
 def arguments() -> argparse.Namespace:
@@ -68,6 +37,7 @@ def main() -> None:
     chosen = arguments()
     searching = chosen.overrides[0] == "search"
     from launch.compose import compose
+    from launch.site import site
     from megatron_ext.plan import picture, report
     from megatron_ext.plan.layout import Shape
     from megatron_ext.plan.search import search
