@@ -74,6 +74,7 @@ def start(job: JobConfig) -> int:
     nproc = 1 if launched else job.launch.nproc
     try:
         plan = check_run(job, world_size=env.world_size if launched else nproc)
+        check_given(job)
         if not launched:  # ranks of a launcher open the data themselves, before the model
             open_sources(job, plan)
             open_validation(job, plan)

@@ -5,6 +5,7 @@ import re
 from megatron_ext.config import RunConfig
 from megatron_ext.devices import precision
 from megatron_ext.legal import nearest_multiples, nearest_words
+from megatron_ext.optim.schedule import check_schedules
 from megatron_ext.parallel import overlap
 from megatron_ext.train.config import check_batch, check_words
 from megatron_ext.train.phases import Phase, Plan
@@ -24,6 +25,7 @@ def check_run(run: RunConfig, *, world_size: int) -> Plan:
     if not run.phases:
         raise ValueError("phases is empty: a run needs at least one phase with tokens.")
     plan = Plan.of(run)
+    check_schedules(run.phases, run.optimizer)
     data_parallel_size = run.parallel.data_parallel_size(world_size)
     for phase in plan.phases:
         _check_phase(run, phase, data_parallel_size)
@@ -35,27 +37,9 @@ def check_run(run: RunConfig, *, world_size: int) -> Plan:
 def _check_phase(run: RunConfig, phase: Phase, data_parallel_size: int) -> None:
     key = f"phases.{phase.index}"
     check_words(key, phase.config)
-    phase.config.schedule.check(f"{key}.schedule")
-    if phase.index == 0 and phase.config.schedule.name == "continue":
-        raise ValueError(f"{key}.schedule.name=continue has no phase before it to continue.")
-    _check_schedule(phase, key)
     _check_sequence(run, phase)
     _check_batches(run, phase, data_parallel_size)
     _check_mixture(run, phase, key)
-
-
-def _check_schedule(phase: Phase, key: str) -> None:
-    schedule, tokens = phase.config.schedule, phase.config.tokens
-    horizon = schedule.horizon_tokens or tokens
-    if schedule.warmup_tokens + schedule.decay_tokens > horizon:
-        raise ValueError(
-            f"{key}.schedule: warmup_tokens + decay_tokens = {schedule.warmup_tokens} + "
-            f"{schedule.decay_tokens} = {schedule.warmup_tokens + schedule.decay_tokens} are more "
-            f"than the {horizon} tokens of the schedule: shorten one of them, or lengthen the "
-            f"phase."
-        )
-    if schedule.name == "wsd" and not schedule.decay_tokens:
-        raise ValueError(f"{key}.schedule.name=wsd needs {key}.schedule.decay_tokens above 0.")
 
 
 def _check_sequence(run: RunConfig, phase: Phase) -> None:

@@ -210,6 +210,8 @@ def _check_curve(key: str, curve: Curve) -> None:
         )
     if shape.name == "inverse_sqrt" and not warmup:
         raise ValueError(f"{key}.warmup_tokens=0: inverse_sqrt scales by it, give it a length.")
+    if shape.name == "wsd" and not shape.decay_tokens:
+        raise ValueError(f"{key}.name=wsd needs {key}.decay_tokens above 0: it never decays.")
     if shape.name in ("wsd", "stablelm2") and curve.decay_start < warmup:
         raise ValueError(
             f"{key}.decay_tokens={shape.decay_tokens} starts the decay at token "

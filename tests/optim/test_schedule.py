@@ -213,6 +213,7 @@ def test_rates_of_the_optimizer_fill_in_for_a_phase_that_states_none():
         ({"name": "linear", "horizon_tokens": STEP}, "horizon"),
         ({"name": "inverse_sqrt", "warmup_tokens": 0}, "inverse_sqrt scales by it"),
         ({"name": "wsd", "decay_tokens": 190 * STEP}, "before the warmup ends"),
+        ({"name": "wsd"}, "wsd needs phases.0.schedule.decay_tokens above 0"),
         ({"name": "stablelm2", "cosine_fraction": 0.5}, "cosine_fraction"),
         ({"name": "stablelm2", "min_lr": PEAK}, "must be below"),
         ({"name": "linear", "min_lr": 1.0}, "must lie between 0"),

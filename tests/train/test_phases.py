@@ -85,7 +85,7 @@ def test_steps_left_count_down_to_zero():
         (run(PhaseConfig(tokens=64, optimizer_state="drop")), ["optimizer_state=drop", "reset"]),
         (run(PhaseConfig(tokens=64, schedule=ScheduleConfig(name="wds"))), ["name=wds", "wsd"]),
         (run(PhaseConfig(tokens=64, schedule=ScheduleConfig(warmup_tokens=65))),
-         ["65 + 0 = 65", "64 tokens"]),
+         ["phases.0.schedule.warmup_tokens=65", "64 tokens"]),
         (run(PhaseConfig(tokens=640, batch_steps=[BatchStep(after_tokens=9, global_batch_size=7)])),
          ["phases.0.batch_steps.0.global_batch_size=7", "6 or 8"]),
         (run(PhaseConfig(tokens=64, batch_growth=PlateauGrowth(max_global_batch_size=7))),
