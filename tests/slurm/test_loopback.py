@@ -41,12 +41,13 @@ def by_hand(lab: Lab) -> Run:
     template = str(CHECKOUT / "slurm" / "train.sbatch")
     job_id = lab.cluster.slurm(
         *("sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0"),
-        *(f"--chdir={CHECKOUT}", f"--output={lab.folder}/byhand.out", template, *words),
+        *("--job-name=byhand", f"--chdir={CHECKOUT}", f"--output={lab.folder}/byhand.out"),
+        *(template, *words),
     ).strip()
     run.folder.mkdir(mode=0o700)
     (run.folder / "job").write_text(job_id)
-    run.wait_truth("finished", "given up", seconds=400)
-    run.wait_gone()
+    run.wait_gone(seconds=400)
+    assert run.attempts(), (lab.folder / "byhand.out").read_text()
     return run
 
 

@@ -31,6 +31,8 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="lb", dir="/tmp"))
         self.environ = {**os.environ, "SLURM_CONF": f"{self.folder}/c/etc/slurm.conf"}
         self.environ |= {"OMP_NUM_THREADS": "1", "LOOPBACK_NET": str(int(net))}
+        # A person has activated the environment whose Python the batch file is to find.
+        self.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         if extra:
             (self.folder / "extra.conf").write_text(extra)
             self.environ["LOOPBACK_EXTRA"] = str(self.folder / "extra.conf")

@@ -322,8 +322,17 @@ def flipped(lab: Lab, name: str) -> list[str]:
     return wrong
 
 
+def torchrun(lab: Lab, name: str) -> list[str]:
+    """A rank is killed under torchrun: the agents end, and the policy starts another step."""
+    run = lab.run(name, _drill("kill"), "cluster.launcher=torchrun").submit()
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    return lab.check(run)
+
+
 ROWS = [
     Row("1", "rank killed", _in_place("kill", "process")),
+    Row("1", "rank killed under torchrun", torchrun),
     Row("2", "exception on one rank", _in_place("exception", "crash")),
     Row("3", "segmentation fault", _in_place("segfault", "process")),
     Row("3", "abort", _in_place("abort", "process")),

@@ -1,0 +1,95 @@
+"""Bad steps and diverging replicas, struck by drills in real runs on gloo ranks."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from launch.compose import compose
+from megatron_ext.parallel.env import Env
+from megatron_ext.testing import RankFailure, meeting, run_on_ranks
+from megatron_ext.train.read_metrics import read
+
+TINY = [
+    "model=llama_tiny",
+    "model.num_layers=2",
+    "precision=fp32",
+    "data.synthetic=true",
+    "batch.seq_length=32",
+    "batch.global_batch_size=4",
+    "phases=[{tokens:1536}]",
+    "checkpoint.interval_steps=4",
+    "logging.tensorboard=false",
+    "logging.gradient_share_interval=0",
+]
+STEPS, STRUCK = 12, 6
+DRILL = f"watch.drill=[{{kind:KIND,rank:RANK,step:{STRUCK}}}]"
+
+
+def _fit(run_dir: Path, overrides: list[str]) -> None:
+    from megatron_ext.devices import device
+
+    device.start()
+    from megatron_ext.parallel import groups
+    from megatron_ext.train.build import build_trainer
+
+    run_dir.mkdir(exist_ok=True)
+    job = compose([*TINY, f"name={run_dir.name}", f"run_dir={run_dir}", *overrides])
+    env = Env.read(os.environ)
+    joined = groups.start(job.parallel, env, seed=job.seed, init_method=meeting())
+    trainer = build_trainer(job, env=env, groups=joined)
+    assert trainer.fit() == "finished"
+    trainer.stop.remove()
+    groups.stop()
+
+
+def fit(run_dir: Path, *overrides: str, kind: str = "", rank: int = 0, ranks: int = 1) -> list:
+    """Step, loss and gradient norm of a run that meets ``kind``."""
+    drill = [DRILL.replace("KIND", kind).replace("RANK", str(rank))] if kind else []
+    run_on_ranks(_fit, run_dir, [*overrides, *drill], world_size=ranks)
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in read(run_dir / "metrics.jsonl")]
+
+
+def decisions(run_dir: Path) -> list[dict]:
+    """What the run decided to pass over."""
+    path = run_dir / "decisions.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_nan_that_is_gone_when_run_again_leaves_no_trace_in_the_curve(tmp_path, ranks):
+    whole = fit(tmp_path / "whole", ranks=ranks)
+    struck = fit(tmp_path / "struck", kind="nan", rank=ranks - 1, ranks=ranks)
+    assert struck == whole
+    assert decisions(tmp_path / "struck") == []
+
+
+@pytest.mark.parametrize(("policy", "first"), [("skip", STRUCK * 4), ("rewind", 16)])
+def test_a_nan_that_stays_is_passed_over_and_written_down(tmp_path, policy, first):
+    whole = fit(tmp_path / "whole")
+    struck = fit(tmp_path / "struck", f"watch.on_bad_step={policy}", kind="nan_stays")
+    assert [step for step, _, _ in struck] == list(range(1, STEPS + 1)), "one curve, not two"
+    assert struck[: first // 4] == whole[: first // 4]
+    (decision,) = decisions(tmp_path / "struck")
+    assert (decision["first"], decision["past"]) == (first, (STRUCK + 1) * 4)
+
+
+def test_decisions_are_replayed_by_an_attempt_that_never_saw_the_fault(tmp_path):
+    struck = fit(tmp_path / "struck", kind="nan_stays")
+    (tmp_path / "again").mkdir()
+    (tmp_path / "struck" / "decisions.jsonl").rename(tmp_path / "again" / "decisions.jsonl")
+    assert fit(tmp_path / "again") == struck
+
+
+def test_a_run_that_wants_no_intervention_ends_with_the_cause(tmp_path):
+    with pytest.raises(RankFailure, match="gradient is not finite at step 7 again"):
+        fit(tmp_path / "run", "watch.on_bad_step=stop", kind="nan_stays")
+
+
+def test_a_flipped_bit_in_one_replica_is_found_before_the_next_save(tmp_path):
+    with pytest.raises(RankFailure, match="replica checksums differ at step 8"):
+        fit(tmp_path / "run", kind="flip", rank=1, ranks=2)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("step_*")) == [
+        "step_00000004"
+    ]
