@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import subprocess
 import time
 
@@ -63,9 +64,15 @@ def requeue(job_id: str, *, exclude: list[str], tries: int = 6) -> bool:
 
     False when the controller refused or did not answer ``tries`` times.
     """
+    # Slurm ends the batch shell at once, and changes the node list of a pending job only: what
+    # is left of KillWait (30 s by default) is enough for that.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if ask("scontrol", "requeue", job_id, tries=tries, wait=2.0) is None:
+        return False
     if exclude:
-        ask("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(exclude)}", tries=3)
-    return ask("scontrol", "requeue", job_id, tries=tries, wait=2.0) is not None
+        nodes = f"ExcNodeList={','.join(exclude)}"
+        ask("scontrol", "update", f"JobId={job_id}", nodes, tries=40, wait=0.5)
+    return True
 
 
 def cancel(job_id: str, *, signal: str = "") -> bool:

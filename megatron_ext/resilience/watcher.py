@@ -83,8 +83,6 @@ class Watcher:
         finally:
             if self._child is not None:
                 self._child.kill()
-            if self.seat.rank == 0:
-                (self.seat.folder / "ended").touch()
             for number, handler in before.items():
                 signal.signal(number, handler)
             with contextlib.suppress(OSError):
@@ -242,6 +240,8 @@ class Watcher:
 
     def _record(self, event: dict[str, Any]) -> None:
         """The event that ended the attempt. The first one to be written stays."""
+        if event["class"] == "node":
+            (self.seat.folder / "lost_node").touch()  # for slurm/train.sbatch
         path = self.seat.folder / "last_event.json"
         if not path.exists():
             write_text(path, json.dumps(event) + "\n")
