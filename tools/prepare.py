@@ -29,11 +29,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes that encode"
     )
     parser.add_argument("--no-eod", action="store_true", help="do not end documents by a token")
+    parser.add_argument("--min-tokens", type=int, default=0, help="leave out shorter documents")
+    parser.add_argument(
+        "--max-tokens", type=int, default=0, help="leave out longer documents; 0 keeps all"
+    )
     parser.add_argument(
         "--on-bad", default="skip", choices=("skip", "stop"), help="what a bad line does"
     )
     parser.add_argument(
         "--check", action="store_true", help="decode what was written and compare with the text"
+    )
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        choices=("auto", "library"),
+        help="auto: GigaToken where it is installed and agrees with the tokenizer's library",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace corpora of other content")
     return parser.parse_args(arguments)
@@ -71,10 +81,13 @@ def main() -> int:
     from tqdm import tqdm
 
     from megatron_ext.data.documents import Reading
+    from megatron_ext.data.fast_encoder import fastest
     from megatron_ext.data.prepare import Preparation, is_up_to_date, prepare_corpus
     from megatron_ext.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer)
+    if options.engine == "auto":
+        tokenizer = fastest(tokenizer)
     left_out = Reading()
     total = sum(path.stat().st_size for path in options.inputs)
     # Shown on a terminal, and as lines every ten seconds elsewhere.
@@ -86,6 +99,8 @@ def main() -> int:
                 reading=Reading(key=options.key, on_bad=options.on_bad),
                 workers=options.workers,
                 append_eod=not options.no_eod,
+                min_tokens=options.min_tokens,
+                max_tokens=options.max_tokens,
                 check=options.check,
             )
             if prefix.with_name(prefix.name + ".idx").exists():

@@ -146,36 +146,38 @@ def collate(
     With packing ``crossdoc`` attention crosses documents and every token counts. With ``document``
     positions start again at each document, the last token of a document, which would be asked for
     the first of an unrelated one, is left out of the loss, and ``cu_seqlens`` (int32) marks the
-    documents of the micro-batch flattened to [1, b * s].
+    documents of the micro-batch flattened to [1, b * s]. Mask and positions of ``crossdoc`` are
+    shared between micro-batches: whoever changes them clones them first.
     """
     import torch
 
     batch, size = windows.shape[0], windows.shape[1] - 1
-    position_ids = np.empty((batch, size), dtype=np.int64)
-    position_ids[:] = _counting(size)
-    loss_mask = np.ones((batch, size), dtype=np.float32)
+    loss_mask, position_ids = _undivided(batch, size)
     cu_seqlens = None
     if packing == "document":
+        loss_mask, position_ids = loss_mask.clone(), position_ids.clone()
         marks = [0]
         for row, ends in enumerate(document_ends):
             for end in ends:
                 if end <= size:
                     loss_mask[row, end - 1] = 0.0
                 if end < size:
-                    position_ids[row, end:] = _counting(size)[: size - end]
+                    position_ids[row, end:] = torch.arange(size - end)
                     marks.append(row * size + end)
             marks.append((row + 1) * size)
         cu_seqlens = torch.tensor(marks, dtype=torch.int32)
-    # Copied by numpy: a slice made contiguous by torch costs several times as much.
     return {
-        "tokens": torch.from_numpy(windows[:, :-1].copy()),
-        "labels": torch.from_numpy(windows[:, 1:].copy()),
-        "loss_mask": torch.from_numpy(loss_mask),
-        "position_ids": torch.from_numpy(position_ids),
+        "tokens": torch.from_numpy(np.ascontiguousarray(windows[:, :-1])),
+        "labels": torch.from_numpy(np.ascontiguousarray(windows[:, 1:])),
+        "loss_mask": loss_mask,
+        "position_ids": position_ids,
         "cu_seqlens": cu_seqlens,
     }
 
 
 @lru_cache(maxsize=8)
-def _counting(size: int) -> np.ndarray:
-    return np.arange(size)
+def _undivided(batch: int, size: int) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Mask and positions of windows that nothing divides: equal for all, so made once."""
+    import torch
+
+    return torch.ones(batch, size), torch.arange(size).repeat(batch, 1)

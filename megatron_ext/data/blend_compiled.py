@@ -18,11 +18,14 @@ FEW = 24
 HORIZON = 96
 """Samples between two looks at every class."""
 
-Fill = Callable[[np.ndarray, np.ndarray, np.ndarray, int, np.ndarray], None]
+Fill = Callable[[np.ndarray, np.ndarray, np.ndarray, int, np.ndarray, np.ndarray], None]
 
 
-def fill_order(shares: np.ndarray, counts: np.ndarray, first: int, order: np.ndarray) -> bool:
-    """Fill ``order`` with the sources of samples ``first`` and on; ``counts`` moves along.
+def fill_order(
+    shares: np.ndarray, counts: np.ndarray, first: int, order: np.ndarray, before: np.ndarray
+) -> bool:
+    """Fill ``order`` with the sources of samples ``first`` and on, ``before`` with how many samples
+    each gave until then; ``counts`` moves along.
 
     Returns:
         False, with nothing done, where numba is not installed.
@@ -35,14 +38,19 @@ def fill_order(shares: np.ndarray, counts: np.ndarray, first: int, order: np.nda
     starts = np.cumsum(sizes) - sizes
     taken = np.bincount(class_of, weights=counts).astype(np.int64)
     state = np.stack([starts, sizes, taken % sizes, taken // sizes])
-    loops[len(weights) > FEW](weights, members, state, first, order)
+    loops[len(weights) > FEW](weights, members, state, first, order, before)
     place = np.arange(len(shares)) - np.repeat(starts, sizes)
     counts[members] = np.repeat(state[3], sizes) + (place < np.repeat(state[2], sizes))
     return True
 
 
 def scan(
-    weights: np.ndarray, members: np.ndarray, state: np.ndarray, first: int, order: np.ndarray
+    weights: np.ndarray,
+    members: np.ndarray,
+    state: np.ndarray,
+    first: int,
+    order: np.ndarray,
+    before: np.ndarray,
 ) -> None:
     """Look at every class at every sample. Rows of ``state``: start, size, turn, rounds."""
     start, size, turn, rounds = state[0], state[1], state[2], state[3]
@@ -55,7 +63,7 @@ def scan(
                 best, most = u, lag
             elif lag == most and members[start[u] + turn[u]] < members[start[best] + turn[best]]:
                 best = u
-        order[k] = members[start[best] + turn[best]]
+        order[k], before[k] = members[start[best] + turn[best]], rounds[best]
         turn[best] += 1
         if turn[best] == size[best]:
             turn[best] = 0
@@ -63,7 +71,12 @@ def scan(
 
 
 def look_ahead(
-    weights: np.ndarray, members: np.ndarray, state: np.ndarray, first: int, order: np.ndarray
+    weights: np.ndarray,
+    members: np.ndarray,
+    state: np.ndarray,
+    first: int,
+    order: np.ndarray,
+    before: np.ndarray,
 ) -> None:
     """As ``scan``, looking at every class once in HORIZON samples or when the gap fails."""
     start, size, turn, rounds = state[0], state[1], state[2], state[3]
@@ -114,7 +127,7 @@ def look_ahead(
                         at, best, most = j, u, lag
             if best < 0:  # all near classes fell below the threshold: others may be above
                 break
-            order[k] = members[start[best] + turn[best]]
+            order[k], before[k] = members[start[best] + turn[best]], rounds[best]
             k += 1
             turn[best] += 1
             if turn[best] == size[best]:

@@ -32,9 +32,17 @@ def document_order(count: int, *, seed: tuple[int, ...]) -> np.ndarray:
     """A permutation of ``count`` documents, the same on every machine and numpy version.
 
     The raw output of PCG64 is fixed for good, which Generator.permutation's use of it is not.
+    Each number is cut to its upper bits, the document's own number put below them, and all sorted:
+    sorting numbers is several times faster than sorting indices by them.
     """
+    bits = np.uint64(max(count - 1, 1).bit_length())
     keys = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count)
-    return np.argsort(keys, kind="stable")
+    keys >>= bits
+    keys <<= bits
+    keys |= np.arange(count, dtype=np.uint64)
+    keys.sort()
+    keys &= (np.uint64(1) << bits) - np.uint64(1)
+    return keys.view(np.int64)
 
 
 def build_epoch(corpus: IndexedCorpus, *, seed: tuple[int, ...]) -> Epoch:

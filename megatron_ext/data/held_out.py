@@ -44,6 +44,7 @@ class HeldOut:
             valid.append(max(past - 1 - begin, 0))
         batch = collate(windows, document_ends, packing=self.packing)
         assert batch["loss_mask"] is not None
+        batch["loss_mask"] = batch["loss_mask"].clone()
         for mask, count in zip(batch["loss_mask"], valid, strict=True):
             mask[count:] = 0.0
         return batch

@@ -33,6 +33,11 @@ class Preparation:
     reading: Reading
     workers: int = 1
     append_eod: bool = True
+    min_tokens: int = 0
+    max_tokens: int = 0
+    """Bounds on documents, their end not counted; 0 is none. Long documents kept as a corpus of
+    their own can be given a larger share of a phase's mixture."""
+
     check: bool = False
     """Decode what was written and compare it with the text, document by document."""
 
@@ -103,7 +108,9 @@ def source_digest(inputs: Sequence[Path], how: Preparation) -> str:
     for path in inputs:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    settings = [how.tokenizer.sha256, how.append_eod, how.reading.key]
+    settings: list = [how.tokenizer.sha256, how.append_eod, how.reading.key]
+    if how.min_tokens or how.max_tokens:
+        settings += [how.min_tokens, how.max_tokens]
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()
 
@@ -154,6 +161,12 @@ def encode_chunk(chunk: Chunk) -> Encoded:
             sums += [_checksum(text) if restores(text) else NO_PROMISE for text in texts]
     all_ids = np.concatenate(ids) if ids else np.zeros(0, np.int32)
     all_lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+    kept = all_lengths >= how.min_tokens
+    if how.max_tokens:
+        kept &= all_lengths <= how.max_tokens
+    if not kept.all():
+        all_ids, all_lengths = all_ids[np.repeat(kept, all_lengths)], all_lengths[kept]
+        sums = [one for one, keep in zip(sums, kept) if keep]
     if how.append_eod:
         all_ids, all_lengths = with_eod(all_ids, all_lengths, how.tokenizer.eod_id)
     return Encoded(

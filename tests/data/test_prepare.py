@@ -165,3 +165,14 @@ def test_the_command_writes_reports_and_refuses(tmp_path, bad, tokenizer):
     assert "Traceback" not in other.stderr
     assert run("--no-eod", "--overwrite").returncode == 0
     assert Path(tmp_path / "out" / "bad.json").is_file()
+
+
+def test_long_and_short_documents_can_be_corpora_of_their_own(tmp_path, jsonl, tokenizer):
+    parts = []
+    for name, bounds in (("long", {"min_tokens": 150}), ("short", {"max_tokens": 149})):
+        how = Preparation(tokenizer=tokenizer, reading=Reading(), check=True, **bounds)
+        prepare_corpus([jsonl], tmp_path / name, how)
+        parts.append(IndexedCorpus(tmp_path / name))
+    long, short = parts
+    assert long.lengths.min() > 150 >= short.lengths.max()  # with the end of each
+    assert long.num_documents + short.num_documents == len(DOCUMENTS)
