@@ -120,7 +120,9 @@ class _TorchOnCpu(types.ModuleType):
         self.autocast = _on_cpu(torch.autocast)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
+        value = getattr(torch, name)
+        setattr(self, name, value)  # the next look-up is an ordinary one
+        return value
 
 
 def _on_cpu(factory: Any) -> Any:

@@ -25,8 +25,11 @@ KEPT_BYTES = 1 << 25
 
 
 def suits(query: Tensor, key: Tensor) -> bool:
-    """Whether this is faster here than torch's kernel: training, on a CPU, a whole sequence."""
-    if query.device.type != "cpu" or query.dtype not in BLOCK or not torch.is_grad_enabled():
+    """Whether training is faster here than with torch's kernel: on a CPU, a whole sequence.
+
+    Grad mode is not asked: a layer that is recomputed must take the same way both times.
+    """
+    if query.device.type != "cpu" or query.dtype not in BLOCK:
         return False
     whole = query.shape[2] == key.shape[2] and query.shape[2] > BLOCK[query.dtype]
     return whole and (query.dtype == torch.bfloat16 or _probability_bytes(query) <= KEPT_BYTES)

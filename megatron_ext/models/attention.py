@@ -79,7 +79,7 @@ class SDPACoreAttention(torch.nn.Module):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool
     ) -> Tensor:
-        if causal and cpu_attention.suits(q, k):
+        if causal and self.training and cpu_attention.suits(q, k):
             return cpu_attention.causal_attention(q, k, v, self.softmax_scale)
         return scaled_dot_product_attention(
             q,
