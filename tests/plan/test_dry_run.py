@@ -1,0 +1,49 @@
+"""The real code at the real world size, held against the plan."""
+
+import pytest
+
+from launch.compose import compose
+from megatron_ext.plan.dry_run import distinct_stages, dry_run, rank_at
+from megatron_ext.plan.layout import Layout, Shape
+
+CASES = [
+    (512, ["recipe=skywork_13b/stage1"], [0, 256]),
+    (512, ["recipe=skywork_13b/stage1", "parallel=skywork_dp128_tp2_pp2"], [0, 1, 256, 257]),
+    (64, ["recipe=index_1p9b/pretrain", "precision=fp32"], [0]),
+    (
+        4096,
+        [
+            "recipe=index_1p9b/pretrain",
+            "parallel.pipeline_model_parallel_size=4",
+            "parallel.virtual_pipeline_model_parallel_size=3",
+            "parallel.use_distributed_optimizer=false",
+        ],
+        [0, 1024, 3072],
+    ),
+]
+
+
+@pytest.mark.parametrize(("world", "words", "ranks"), CASES)
+def test_what_the_training_code_allocates_is_what_was_planned(world, words, ranks):
+    built = dry_run(compose(words), world)
+    assert [one.rank for one in built] == ranks
+    for one in built:
+        assert one.agrees and max(map(abs, one.off().values())) < 1e-3, one
+
+
+def test_megatrons_own_refusal_is_passed_on():
+    job = compose(["recipe=skywork_13b/stage1", "parallel.tensor_model_parallel_size=8"])
+    with pytest.raises(ValueError, match="36"):
+        dry_run(job, 512)
+
+
+def test_ranks_follow_the_order_of_the_axes():
+    layout = Layout(world_size=64, tp=2, pp=4, cp=2, global_batch=64, seq_length=128)
+    assert rank_at(layout, "tp-cp-ep-dp-pp", tp_rank=1, stage=3) == 1 + 3 * 16
+    assert rank_at(layout, "tp-cp-ep-pp-dp", tp_rank=1, stage=3) == 1 + 3 * 4
+
+
+def test_equal_middle_stages_are_built_once():
+    shape = Shape(layers=64, hidden=64, ffn=64, heads=2, groups=2, head_dim=32, vocab=128)
+    layout = Layout(world_size=16, pp=16, global_batch=16, seq_length=128)
+    assert distinct_stages(shape, layout) == [0, 1, 15]
