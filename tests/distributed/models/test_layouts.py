@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_ext.testing import run_on_ranks
-from tests.distributed.models.small_models import PP, TP, TP_SP, VPP, build, small
+from tests.distributed.models.small_models import PP, TP, TP_SP, VPP, build, positions, small
 
 STEPS, BATCH, B, S = 20, 8, 2, 32
 NORM_HEAD = {"norm_head": True, "z_loss_coefficient": 1e-4}
