@@ -212,7 +212,7 @@ PREFIX = re.compile(r"^(?:\[?(?:rank)?\d+\]?:\s*|\d+:\s+|\[default\d+\]:)")
 def match(log: str) -> tuple[Rule, str] | None:
     """The strongest rule that the log meets and the first line that meets it."""
     best: tuple[Rule, str] | None = None
-    for line in bounded(log).splitlines():
+    for line in dict.fromkeys(bounded(log).splitlines()):  # noise repeats itself
         line = PREFIX.sub("", ANSI.sub("", line[:2000])).strip()
         for rule in RULES:
             if best is not None and rule.weight <= best[0].weight:
