@@ -146,9 +146,6 @@ class KernelsConfig:
     """Add weight gradients into the fp32 buffer inside the matmul. Needs apex's extension; None
     uses it where it is installed."""
 
-    cross_entropy_loss_fusion: bool = False
-    """Compute the vocabulary-parallel loss in one fused kernel (Megatron's own, no library)."""
-
     def check(self) -> None:
         """Refuse words that no table knows and pairs that contradict each other.
 

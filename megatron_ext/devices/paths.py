@@ -81,7 +81,7 @@ def choose(run: RunConfig, found: Mapping[str, Probe], *, capability: Capability
         _attention(run, found, engine=engine, capability=capability),
         _optimizer(found, capability=capability),
         _weight_gradients(run, found, capability=capability),
-        _loss(run),
+        Path("loss", "our vocabulary-parallel cross entropy, block by block"),
     ]
 
 
@@ -156,9 +156,3 @@ def _weight_gradients(
         return Path("weight gradients", "added inside the matmul (apex's extension)")
     lost = "" if capability is None else "one more pass over each weight gradient"
     return Path("weight gradients", "added after the matmul", lost)
-
-
-def _loss(run: RunConfig) -> Path:
-    if run.kernels.cross_entropy_loss_fusion:
-        return Path("loss", "vocabulary-parallel cross entropy, fused")
-    return Path("loss", "vocabulary-parallel cross entropy")

@@ -116,15 +116,6 @@ def _order(run: RunConfig) -> str:
     return "" if known else f"is not one of {', '.join(ORDERS)}: TP must stay innermost"
 
 
-def _z_loss(run: RunConfig) -> str:
-    if run.model.z_loss_coefficient:
-        return (
-            f"returns no log-sum-exp, which model.z_loss_coefficient="
-            f"{run.model.z_loss_coefficient} needs"
-        )
-    return ""
-
-
 def _never(run: RunConfig) -> str:
     return ""
 
@@ -189,12 +180,6 @@ CHOICES = (
         "one pass less over every weight gradient",
         "needs apex's extension",
         _never,  # whether the extension is there is asked where the run starts
-    ),
-    Choice(
-        "kernels.cross_entropy_loss_fusion",
-        "logits are read once instead of three times",
-        "nothing",
-        _z_loss,
     ),
 )
 

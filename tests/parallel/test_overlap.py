@@ -101,14 +101,6 @@ def test_everything_on_at_once_is_legal_where_the_rules_are_met() -> None:
             r"phases\.0\.packing=document cannot be isolated",
         ),
         ({"order": "dp-tp"}, {}, "tp-cp-ep-dp-pp"),
-        (
-            {},
-            {
-                "kernels": KernelsConfig(cross_entropy_loss_fusion=True),
-                "model": replace(run({}).model, z_loss_coefficient=1e-4),
-            },
-            "z_loss_coefficient=0.0001",
-        ),
     ],
 )
 def test_illegal_combinations_are_refused(
