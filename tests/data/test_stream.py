@@ -52,6 +52,16 @@ def test_document_order_is_fixed_for_good():
     assert document_order(8, seed=(1, 2, 3)).tolist() == ORDER
 
 
+@pytest.mark.parametrize("count", [1, 2, 1000, 65_535, 200_000])
+def test_document_order_is_a_fair_permutation(count):
+    order = document_order(count, seed=(5,))
+    assert np.array_equal(np.sort(order), np.arange(count))
+    if count > 1000:  # neither place nor neighbour tells anything of a document
+        place = np.arange(count)
+        assert abs(np.corrcoef(place, order)[0, 1]) < 5 / count**0.5
+        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 5 / count**0.5
+
+
 ORDER = [1, 3, 7, 5, 2, 0, 4, 6]
 
 
