@@ -40,9 +40,12 @@ class PlateauState:
     """Every growth: step, batch before and after, smoothed loss."""
 
     @classmethod
-    def start(cls, global_batch_size: int) -> "PlateauState":
-        """The state in which a phase begins."""
-        return cls(global_batch_size=global_batch_size, unit=global_batch_size)
+    def start(
+        cls, global_batch_size: int, *, before: dict[str, Any] | None = None
+    ) -> "PlateauState":
+        """The state in which a phase begins; it keeps the batch that ``before`` had grown to."""
+        grown = before["global_batch_size"] if before else 0
+        return cls(global_batch_size=max(global_batch_size, grown), unit=global_batch_size)
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "PlateauState":

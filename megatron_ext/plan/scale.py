@@ -84,8 +84,11 @@ def shrink(run: Run, scale: ScaleConfig) -> Run:
     lr_factor = (run.model.hidden_size / model.hidden_size) ** scale.lr_power
     batch = replace(run.batch, seq_length=_length(run.batch.seq_length, scale))
     phases, micro = _shrink_phases(run, scale)
-    batch.global_batch_size = phases[0].global_batch_size or micro
-    batch.micro_batch_size = micro
+    first = phases[0].global_batch_size
+    batch.global_batch_size, batch.micro_batch_size = first or micro, micro
+    for phase, published in zip(phases, run.phases):
+        if published.global_batch_size is None and phase.global_batch_size == first:
+            phase.global_batch_size = None
     return replace(
         run,
         model=model,

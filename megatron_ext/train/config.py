@@ -34,7 +34,10 @@ class BatchStep:
 
 @dataclass(kw_only=True)
 class PlateauGrowth:
-    """Yi-9B's rule: the batch grows whenever the loss plateaus (systems: batch sizes UNKNOWN)."""
+    """Yi-9B's rule: the batch grows whenever the loss plateaus. Its batch sizes are UNKNOWN.
+
+    A phase that states no batch of its own goes on with the one that the phase before had grown.
+    """
 
     factor: float = 2.0
     """The next batch is this times the present one."""

@@ -180,8 +180,11 @@ class Trainer:
             return
         if phase.config.optimizer_state == "reset" and self.state.step:
             reset_moments(self.optimizer)
+        before, self.state.growth = self.state.growth, {}
         if phase.config.batch_growth.max_global_batch_size:
-            self.state.growth = PlateauState.start(phase.first_batch).as_dict()
+            own = phase.config.global_batch_size is not None
+            growth = PlateauState.start(phase.first_batch, before=None if own else before)
+            self.state.growth = growth.as_dict()
 
     def ledger(self) -> dict[str, Any]:
         """What each source has given so far."""
@@ -195,7 +198,6 @@ class Trainer:
         state.ledger = self.feed.phase(phase, state).ledger_at(state.phase_samples)
         state.phase += 1
         state.phase_step = state.phase_tokens = state.phase_samples = state.anchor_tokens = 0
-        state.growth = {}
         self.enter_phase(new=True)
         self.save(pinned=True)
 

@@ -82,6 +82,12 @@ def test_a_run_resumed_from_json_at_any_step_decides_as_the_whole_one(test):
         assert resumed.as_dict() == whole.as_dict()
 
 
+def test_a_next_phase_goes_on_with_the_batch_that_was_grown():
+    grown = run([3.0] * 12, settings()).as_dict()
+    assert PlateauState.start(8, before=grown) == PlateauState(global_batch_size=16, unit=8)
+    assert PlateauState.start(8, before={}) == PlateauState.start(8)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

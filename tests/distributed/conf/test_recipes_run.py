@@ -73,10 +73,10 @@ def _fit(words: list[str]) -> None:
     groups.stop()
 
 
-def fit(recipe: str, corpus: Path, folder: Path, *, ranks: int = 1):
+def fit(recipe: str, corpus: Path, folder: Path, *, ranks: int = 1, more: tuple[str, ...] = ()):
     """The job, its plan and its metrics after a whole run."""
     words = [f"recipe={recipe}", "scale=tiny", f"scale.corpus={corpus}", f"scale.ranks={ranks}"]
-    words += [f"run_dir={folder}", "logging.tensorboard=false"]
+    words += [f"run_dir={folder}", "logging.tensorboard=false", *more]
     run_on_ranks(_fit, words, world_size=ranks)
     job = compose.load(folder / "config.yaml")
     return job, Plan.of(job), [r for r in read(folder / "metrics.jsonl") if "loss" in r]
@@ -109,3 +109,13 @@ def test_skywork_runs_on_its_two_pipeline_stages(corpus, tmp_path):
     job, plan, records = fit("skywork_13b/stage2", corpus, tmp_path, ranks=2)
     assert job.parallel.pipeline_model_parallel_size == 2
     assert len(records) == plan.steps
+
+
+def test_the_batch_of_yi_9b_grows_on_plateaus_and_stays_grown_in_the_next_stage(corpus, tmp_path):
+    words = ("phases.0.batch_growth={patience_steps: 1, smoothing_steps: 1, threshold: 0.9}",)
+    job, _, records = fit("yi_9b/continued", corpus, tmp_path, more=words)
+    sizes = [r["global_batch_size"] for r in records if r["phase"] == "stage1"]
+    assert sizes[0] == job.batch.global_batch_size and sizes[-1] > sizes[0]
+    assert sizes == sorted(sizes)
+    second = [r["global_batch_size"] for r in records if r["phase"] == "stage2"]
+    assert second[0] >= sizes[-1]
