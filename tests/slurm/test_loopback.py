@@ -99,18 +99,18 @@ def test_wrong_configurations_never_reach_a_second_attempt(lab: Lab) -> None:
 
 
 def test_a_job_that_waits_says_why_and_can_be_taken_back(lab: Lab) -> None:
-    run = lab.run("waits", nodes=2).submit()
-    lab.cluster.slurm("scontrol", "hold", run.job_id)
-    status = run.status()
-    if status["truth"] == "running":
-        pytest.skip("it started before it could be held")
-    assert status["truth"] == "waiting"
-    assert status["cause"]
-    done = run.cluster.python("launch.submit", *run.overrides)
-    assert done.returncode == 2
-    assert "has not ended" in done.stderr
-    run.cluster.python("launch.stop", str(run.folder))
-    run.wait_gone()
+    lab.cluster.slurm("scontrol", "update", "NodeName=n3", "State=DRAIN", "Reason=test")
+    try:
+        run = lab.run("waits", "batch.global_batch_size=3", nodes=3).submit()
+        run.wait(lambda: run.status()["truth"] == "waiting", seconds=30, what="waiting")
+        assert run.status()["cause"]
+        done = run.cluster.python("launch.submit", *run.overrides)
+        assert done.returncode == 2
+        assert "has not ended" in done.stderr
+        run.cluster.python("launch.stop", str(run.folder))
+        run.wait_gone()
+    finally:
+        lab.cluster.slurm("scontrol", "update", "NodeName=n3", "State=RESUME")
 
 
 def test_slurm_is_asked_and_nothing_is_queued_by_test_only(lab: Lab) -> None:
