@@ -31,11 +31,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="GROUP=CHOICE or dotted.key=VALUE")
     parser.add_argument("--config", type=Path, help="a saved config.yaml instead of a recipe")
     parser.add_argument("--out", type=Path, help="the picture; default: NAME-timeline.png")
+    parser.add_argument(
+        "--trained", type=int, help="sequence length before the run, for the reach of the RoPE base"
+    )
     parser.add_argument("--no-picture", action="store_true", help="print the table only")
     args = parser.parse_intermixed_args(argv)
 
     from launch import compose
     from megatron_ext.optim.schedule import check_schedules
+    from megatron_ext.plan import rope_reach
     from megatron_ext.train.phases import Plan
 
     if args.config:
@@ -45,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     check_schedules(run.phases, run.optimizer)
     plan = Plan.of(run)
     print(table(run, plan))
+    for sentence in rope_reach.warnings(run, trained=args.trained):
+        print(f"warning: {sentence}", file=sys.stderr)
     if not args.no_picture:
         out = args.out or Path(f"{run.name}-timeline.png")
         draw(run, plan, out)

@@ -51,3 +51,11 @@ def test_shares_ramp_by_the_power_of_the_fraction():
 
     phase = Plan.of(compose(TWO)).phases[1]
     assert timeline.shares(phase, 0.5) == pytest.approx({"a": 0.825, "b": 0.175})
+
+
+def test_a_base_that_does_not_reach_the_sequences_is_warned_of(capsys):
+    words = ["recipe=index_1p9b_32k/long_pt", "--trained", "4096", "--no-picture"]
+    timeline.main(words)
+    assert capsys.readouterr().err == ""
+    timeline.main([*words, "phases.0.rotary_base=10000"])
+    assert "warning: phases.0.rotary_base=10000 reaches about 4,712" in capsys.readouterr().err
