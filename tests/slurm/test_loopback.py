@@ -12,7 +12,7 @@ import pytest
 
 from tools.drills.cluster import CHECKOUT, Cluster, Run, missing
 from tools.drills.lab import INTERVAL, STEPS, Lab
-from tools.drills.rows import wrong_config
+from tools.drills.rank_faults import wrong_config
 
 pytestmark = pytest.mark.slurm
 TOKEN = "hf_canary_0123456789"

@@ -1,0 +1,128 @@
+"""Faults of ranks, of what they read and of what they compute."""
+
+import os
+import signal
+from collections.abc import Callable
+
+from tools.drills.lab import INTERVAL, STEPS, Lab, curve
+
+Inject = Callable[[Lab, str], list[str]]
+
+
+def drill(kind: str, *, rank: int = 1, step: int = INTERVAL + 8, times: int = 1) -> str:
+    return f"watch.drill=[{{kind:{kind},rank:{rank},step:{step},times:{times}}}]"
+
+
+def in_place(kind: str, cause: str, *, rank: int = 1) -> Inject:
+    def inject(lab: Lab, name: str) -> list[str]:
+        run = lab.run(name, drill(kind, rank=rank)).submit()
+        run.wait_truth("finished", "given up", "quiet")
+        run.wait_gone()
+        wrong = lab.check(run, causes=[cause])
+        if len(run.attempts()) != 1:
+            wrong.append(f"E: {len(run.attempts())} attempts where one should do")
+        events = run.events()
+        if events and kind != "exit0" and (events[0]["rank"], events[0]["node"]) != (rank, "n2"):
+            wrong.append(f"E: blamed {events[0]}")
+        return wrong
+
+    return inject
+
+
+def watcher_killed(lab: Lab, name: str) -> list[str]:
+    """The parent of a rank is killed: no orphan goes on writing."""
+    run = lab.run(name).submit()
+    run.wait_step(INTERVAL + 2)
+    os.kill(run.pids("n2", 1)[0], signal.SIGKILL)
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    return lab.check(run)
+
+
+def terminated(lab: Lab, name: str) -> list[str]:
+    """One rank is told to end: all save the same step, and another attempt goes on."""
+    run = lab.run(name, drill("term")).submit()
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    wrong = lab.check(run, causes=["stopped"])
+    if run.attempts()[0]["step_after"] != INTERVAL + 9:
+        wrong.append(f"E: saved step {run.attempts()[0]['step_after']}")
+    return wrong
+
+
+def crash_loop(lab: Lab, name: str) -> list[str]:
+    """The same step fails for ever: three attempts, then the end, with its cause."""
+    run = lab.run(name, drill("exception", times=0)).submit()
+    run.wait_truth("given up")
+    run.wait_gone()
+    records = run.attempts()
+    wrong = [] if len(records) == 3 else [f"{len(records)} attempts"]
+    if records[-1]["failure"] != "crash" or "drill: exception" not in records[-1]["headline"]:
+        wrong.append(f"E: {records[-1]['failure']}: {records[-1]['headline']}")
+    return wrong
+
+
+def wrong_config(lab: Lab, name: str) -> list[str]:
+    """A wrong setting is refused before the queue, and by the batch file at its first attempt."""
+    done = lab.cluster.python(
+        "launch.submit", *lab.run(name, "batch.global_batch_size=3").overrides
+    )
+    wrong = [] if done.returncode == 2 else [f"launch.submit: {done.returncode}"]
+    run = lab.run(name, "data.sources.zh={path:/nonexistent/zh}").submit()
+    run.wait_truth("given up", "refused")
+    run.wait_gone()
+    records = run.attempts()
+    if len(records) != 1 or records[0]["action"] != "stop":
+        wrong.append(f"E: {[(r['failure'], r['action']) for r in records]}")
+    return wrong
+
+
+def torn_checkpoint(lab: Lab, name: str) -> list[str]:
+    """The newest checkpoint loses a byte while the job is down: the one before is used."""
+    run = lab.run(name, drill("exception", step=INTERVAL * 2 + 3, times=2)).submit()
+    run.wait_step(INTERVAL * 2 + 3)
+    newest = run.folder / "checkpoints" / f"step_{INTERVAL * 2:08d}"
+    for path in sorted(newest.glob("*.distcp"))[:1] or sorted(newest.iterdir())[:1]:
+        os.truncate(path, path.stat().st_size - 1)
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    return lab.check(run)
+
+
+def numeric(kind: str) -> Inject:
+    """A gradient that is not finite: gone when run again, or the data's, and then passed over."""
+
+    def inject(lab: Lab, name: str) -> list[str]:
+        run = lab.run(name, drill(kind)).submit()
+        run.wait_truth("finished", "given up")
+        run.wait_gone()
+        decided = run.folder / "decisions.jsonl"
+        if kind == "nan":
+            return lab.check(run) + (["E: samples were passed over"] if decided.exists() else [])
+        decisions = decided.read_text().splitlines() if decided.exists() else []
+        wrong = [] if len(decisions) == 1 else [f"E: {len(decisions)} decisions"]
+        # Other samples were used from there on, on purpose: the curve is the same up to there.
+        wrong += [w for w in lab.check(run) if not w.startswith(("B", "C"))]
+        same = curve(run)[: INTERVAL + 8] == lab.reference(STEPS)[0][: INTERVAL + 8]
+        return wrong + ([] if same else ["B: losses differ before the fault"])
+
+    return inject
+
+
+def flipped(lab: Lab, name: str) -> list[str]:
+    """One rank's weight changes silently: found before the next save, and undone by going back."""
+    run = lab.run(name, drill("flip"), "watch.replica_interval_steps=5").submit()
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    wrong = lab.check(run)
+    if not any("replica checksums differ" in e["headline"] for e in run.events()):
+        wrong.append(f"E: {run.events()}")
+    return wrong
+
+
+def torchrun(lab: Lab, name: str) -> list[str]:
+    """A rank is killed under torchrun: the agents end, and the policy starts another step."""
+    run = lab.run(name, drill("kill"), "cluster.launcher=torchrun").submit()
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    return lab.check(run)
