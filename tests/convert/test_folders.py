@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_ext.checkpoint.folder import verify
+from megatron_ext.checkpoint.folder import describe, seal, verify
 from megatron_ext.convert.huggingface import open_folder
 from megatron_ext.convert.sharded_reader import open_sharded
 from megatron_ext.convert.to_huggingface import to_huggingface
@@ -257,3 +257,14 @@ def test_a_bare_sentencepiece_model_becomes_a_tokenizer_that_encodes_the_same(tm
         assert theirs.decode(theirs.encode(line)) == line
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
+
+
+def test_the_rope_base_in_force_is_exported_and_not_the_one_the_run_began_with(tmp_path):
+    to_megatron(make("llama", tmp_path / "hf"), tmp_path / "ckpt")
+    meta = describe(tmp_path / "ckpt")
+    files = {name: (one["bytes"], one["sha256"]) for name, one in meta.pop("files").items()}
+    meta.pop("format_version")
+    seal(tmp_path / "ckpt", meta | {"rotary_base": 1e7}, files)
+    to_huggingface(tmp_path / "ckpt", tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 1e7
