@@ -1,10 +1,13 @@
 """The real code at the real world size, held against the plan."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from launch.compose import compose
 from megatron_ext.plan.dry_run import distinct_stages, dry_run, rank_at
 from megatron_ext.plan.layout import Layout, Shape
+from megatron_ext.plan.schedule import warm_up
 
 CASES = [
     (512, ["recipe=skywork_13b/stage1"], [0, 256]),
@@ -35,6 +38,21 @@ def test_megatrons_own_refusal_is_passed_on():
     job = compose(["recipe=skywork_13b/stage1", "parallel.tensor_model_parallel_size=8"])
     with pytest.raises(ValueError, match="36"):
         dry_run(job, 512)
+
+
+@pytest.mark.parametrize(
+    ("stages", "chunks", "micro"), [(4, 1, 2), (4, 1, 16), (4, 3, 4), (8, 5, 64)]
+)
+def test_warm_ups_are_megatrons_own(stages, chunks, micro):
+    from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
+
+    for stage in range(stages):
+        group = SimpleNamespace(size=lambda: stages, rank=lambda stage=stage: stage)
+        here = SimpleNamespace(
+            pp_group=group, virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None
+        )
+        ahead = get_pp_rank_microbatches(micro, chunks, stages, p2p_communicator=here)[2]
+        assert warm_up(stage, stages, chunks, micro) == ahead
 
 
 def test_ranks_follow_the_order_of_the_axes():

@@ -26,6 +26,12 @@ def test_activations_held_equal_the_enumeration(stages, chunks, micro):
         listed = operations(stage, stages, chunks, micro)
         assert len(listed) == len(set(listed)) == 2 * micro * chunks
         assert held(listed) == held_in_closed_form(stage, stages, chunks, micro)
+        # The forms of the literature, written out again.
+        if chunks == 1:
+            assert held(listed) == min(micro, stages - stage)
+        else:
+            ahead = 2 * (stages - stage - 1) + (chunks - 1) * stages + 1
+            assert held(listed) == min(ahead, micro * chunks)
 
 
 @pytest.mark.parametrize(("stages", "chunks", "micro"), CASES)
