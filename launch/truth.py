@@ -55,11 +55,9 @@ def facts_of(run_dir: Path, past: list[Attempt]) -> dict[str, str]:
     if not scheduler.present() or not (job_id := job_id_of(run_dir, past)):
         return {}
     facts = scheduler.job(job_id)
-    return facts if str(run_dir.absolute()) in facts.get("StdOut", "") + _command(facts) else {}
-
-
-def _command(facts: dict[str, str]) -> str:
-    return facts.get("Command", "") + facts.get("WorkDir", "")
+    words = facts.get("StdOut", "") + facts.get("Command", "")
+    by_hand = bool(past) and past[-1].job_id == job_id and "train.sbatch" in words
+    return facts if by_hand or str(run_dir.absolute()) in words else {}
 
 
 def live_job(run_dir: Path) -> str:
