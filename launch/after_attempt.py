@@ -14,7 +14,7 @@ from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.classify import Evidence, Failure, classify
 from megatron_ext.resilience.config import RestartConfig
 from megatron_ext.resilience.outcome import read_outcome
-from megatron_ext.resilience.policy import Decision, decide
+from megatron_ext.resilience.policy import DAY, Decision, decide
 from megatron_ext.resilience.progress import newest_step, took_steps
 from megatron_ext.resilience.stop import stop_file
 
@@ -157,8 +157,10 @@ def close_silent(run_dir: Path, attempt: Attempt) -> Attempt:
 
 
 def set_aside(run_dir: Path) -> list[str]:
-    """Nodes that recent attempts set aside."""
-    return sorted({node for a in attempts.history(run_dir) for node in a.excluded})
+    """Nodes that attempts of the last day set aside."""
+    since = time.time() - DAY
+    recent = [a for a in attempts.history(run_dir) if a.ended is not None and a.ended > since]
+    return sorted({node for a in recent for node in a.excluded})
 
 
 def perform(run_dir: Path, job: "JobConfig", record: Attempt) -> str:
