@@ -7,7 +7,7 @@ against the plan.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_ext.config import RunConfig
@@ -108,7 +108,7 @@ def _build(run: RunConfig, world_size: int, rank: int) -> dict[str, int]:
         raise RuntimeError("a dry run needs a process that has joined no process group")
     try:
         groups = _pretend(run, world_size, rank)
-        return _count(run, groups)
+        return _count(_buildable(run), groups)
     except (AssertionError, RuntimeError, TypeError) as refusal:
         words = str(refusal).strip() or type(refusal).__name__
         raise ValueError(
@@ -118,6 +118,19 @@ def _build(run: RunConfig, world_size: int, rank: int) -> dict[str, int]:
         if dist.is_initialized():
             parallel_state.destroy_model_parallel()
             dist.destroy_process_group()
+
+
+def _buildable(run: RunConfig) -> RunConfig:
+    """``run`` with whole sequences where context parallelism cannot be built.
+
+    That needs Transformer Engine's attention, which has no parameters and so changes no byte that
+    is counted here; the groups stay as they are.
+    """
+    from megatron_ext.models.gpt import uses_transformer_engine
+
+    if run.parallel.context_parallel_size == 1 or uses_transformer_engine(run):
+        return run
+    return replace(run, parallel=replace(run.parallel, context_parallel_size=1))
 
 
 def _pretend(run: RunConfig, world_size: int, rank: int) -> Any:

@@ -13,6 +13,7 @@ CASES = [
     (512, ["recipe=skywork_13b/stage1"], [0, 256]),
     (512, ["recipe=skywork_13b/stage1", "parallel=skywork_dp128_tp2_pp2"], [0, 1, 256, 257]),
     (64, ["recipe=index_1p9b/pretrain", "precision=fp32"], [0]),
+    (64, ["recipe=yi_34b/long_200k"], [0, 7]),
     (
         4096,
         [
