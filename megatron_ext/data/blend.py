@@ -80,10 +80,10 @@ class Blend:
                 order[:], before[:] = 0, np.arange(first, first + len(order))
                 counts += len(order)
                 return
+            if fill_order(self.shares, counts, first, order, before):
+                return
             if len(counts) == 2 and two_sources(self.shares, first, order, before):
                 counts += np.bincount(order, minlength=2)
-                return
-            if fill_order(self.shares, counts, first, order, before):
                 return
         # Megatron's clamp: sample 0 is judged as if it were sample 1.
         positions = np.maximum(np.arange(first, first + len(order)), 1)

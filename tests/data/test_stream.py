@@ -1,10 +1,13 @@
 """The token stream: every document once an epoch, whatever it is read in."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from megatron_ext.data.epoch import document_order
 from megatron_ext.data.stream import TokenStream
+from tools.build_indices import build
 
 
 def _read(stream, offset, size):
@@ -74,3 +77,16 @@ def test_cached_epoch_equals_a_built_one_and_damage_is_rebuilt(tmp_path, write_c
         assert np.array_equal(got, want)
         (file,) = cache.glob("*.npy")
         file.write_bytes(file.read_bytes()[:-8] + b"\0" * 8)
+
+
+def test_orders_built_ahead_are_the_ones_a_run_takes(tmp_path, write_corpus):
+    corpus = write_corpus(tmp_path / "c", documents=50, seed=2)
+    source = SimpleNamespace(path=str(tmp_path / "c"))
+    cache = tmp_path / "cache"
+    data = SimpleNamespace(sources={"web": source}, index_cache=str(cache))
+    build(SimpleNamespace(seed=3, data=data), 2)
+    held = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
+    assert len(held) == 4  # two epochs, each with its checksum
+    stream = TokenStream(corpus, seed=3, name="web", cache=cache)
+    _read(stream, 0, 2 * corpus.num_tokens)
+    assert held == {file: file.stat().st_mtime_ns for file in cache.iterdir()}

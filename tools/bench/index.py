@@ -52,7 +52,7 @@ def blend(helpers, count: int, options: argparse.Namespace) -> None:  # type: ig
 
     random = np.random.default_rng(0)
     blocks = -(-options.samples // BLOCK)
-    by = "numba" if compiled() and count > 2 else "numpy"
+    by = "numba" if compiled() else "numpy"
     for kind, raw in (
         ("round shares", random.integers(1, 20, count)),
         ("shares by size", random.lognormal(0, 1, count)),
