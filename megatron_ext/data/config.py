@@ -48,7 +48,7 @@ class DataConfig:
     """Folder for shuffle and blend indices built ahead; empty builds them in memory."""
 
     synthetic: bool = False
-    """Train on seeded random tokens instead of sources: for dry runs and benchmarks only."""
+    """Train on seeded random tokens and leave the sources unread: for dry runs and benchmarks."""
 
     def check(self) -> None:
         """Refuse a tokenizer kind that no table knows.
@@ -59,8 +59,3 @@ class DataConfig:
         kinds = ("sentencepiece", "tiktoken", "huggingface")
         if self.tokenizer.kind not in kinds:
             raise unknown_choice("data.tokenizer.kind", self.tokenizer.kind, kinds)
-        if self.synthetic and self.sources:
-            raise ValueError(
-                f"data.synthetic=true cannot be combined with data.sources="
-                f"{sorted(self.sources)}: set one of them."
-            )
