@@ -257,15 +257,16 @@ def main() -> int:
     job.slurm.check()
     refusals = 0
     for finding in check_all(job, data=not chosen.no_data, real=not chosen.no_dry_run):
-        refusals += _say(finding)
+        refusals += say(finding)
     if chosen.steps and not refusals:
         finding = _tried("small run", lambda: small_run(chosen.overrides, chosen.steps))
-        refusals += _say(finding)
+        refusals += say(finding)
     print("may be queued" if not refusals else f"{refusals} refused")
     return 2 if refusals else 0
 
 
-def _say(finding: Finding) -> int:
+def say(finding: Finding) -> int:
+    """Print a line; 1 when it is a refusal."""
     mark = "REFUSED" if finding.refused else "skipped" if finding.words[0] == OFF else "ok"
     print(f"{mark:<8} {finding.name:<16} {finding.words.removeprefix(OFF).strip()}", flush=True)
     return int(finding.refused)

@@ -11,6 +11,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,12 +31,33 @@ def prepare(overrides: list[str]) -> "JobConfig":
     """
     from launch.compose import compose
     from megatron_ext.check import check_run
+    from megatron_ext.devices.cuda import capability_of, refuse_precision
 
     job = compose(overrides)
     job.cluster.check()
     job.slurm.check()
     check_run(job, world_size=job.slurm.nodes * job.cluster.ranks_per_node())
+    hardware = job.cluster.hardware
+    refuse_precision(
+        job.precision.word(), capability_of(hardware), where=f"cluster.hardware={hardware}"
+    )
     return job
+
+
+def preflight(job: "JobConfig") -> None:
+    """Everything that launch.preflight checks, on the nodes that are asked for. Says what it sees.
+
+    Raises:
+        ValueError: the refusals, together.
+    """
+    from launch.preflight import check_all, say
+
+    asked = replace(job, cluster=replace(job.cluster, nodes=job.slurm.nodes))
+    findings = list(check_all(asked))
+    for finding in findings:
+        say(finding)
+    if refused := [f"{one.name}: {one.words}" for one in findings if one.refused]:
+        raise ValueError(f"preflight: {' | '.join(refused)} (--no-preflight queues it anyway)")
 
 
 def record(job: "JobConfig", run_dir: Path, words: list[str]) -> None:
@@ -79,8 +101,8 @@ def queue(words: list[str]) -> str:
     return job_id
 
 
-def submit(job: "JobConfig", *, dry_run: bool, test_only: bool) -> None:
-    """Queue one job, or say what would be queued."""
+def submit(job: "JobConfig", *, dry_run: bool, test_only: bool, checked: bool = True) -> None:
+    """Queue one job, or say what would be. ``checked`` runs the preflight on GPU clusters."""
     run_dir = Path(job.folder()).absolute()
     words = sbatch_command(job, run_dir)
     if dry_run:
@@ -90,6 +112,8 @@ def submit(job: "JobConfig", *, dry_run: bool, test_only: bool) -> None:
         done = subprocess.run([words[0], "--test-only", *words[2:]], cwd=CHECKOUT, check=False)
         raise SystemExit(done.returncode)
     refuse_live(run_dir)
+    if checked and job.cluster.gpus_per_node:
+        preflight(job)
     record(job, run_dir, words)
     job_id = queue(words)
     write_text(run_dir / "job", f"{job_id}\n")
@@ -142,11 +166,17 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--test-only", action="store_true")
     parser.add_argument("--multirun", action="store_true")
+    parser.add_argument("--no-preflight", action="store_true", help="queue what it would refuse")
     args = parser.parse_intermixed_args()
     if args.multirun:
         submit_array(args.overrides, dry_run=args.dry_run)
     else:
-        submit(prepare(args.overrides), dry_run=args.dry_run, test_only=args.test_only)
+        submit(
+            prepare(args.overrides),
+            dry_run=args.dry_run,
+            test_only=args.test_only,
+            checked=not args.no_preflight,
+        )
 
 
 if __name__ == "__main__":
