@@ -170,7 +170,7 @@ def test_health_names_a_full_disk_a_broken_gpu_and_the_sites_own_reason(tmp_path
 
 def test_status_of_a_run_needs_no_scheduler_and_is_quick(tmp_path: Path) -> None:
     _begin(tmp_path)
-    start = time.monotonic()
+    start = time.process_time()
     state = look(tmp_path / "run")
     assert state.total_steps == compose(SMALL).phases[0].tokens // (8 * 64)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 2
