@@ -14,8 +14,9 @@ from launch.cli import refusing
 from megatron_ext.plan.constants import PRIOR, Constants
 from megatron_ext.plan.hardware import hardware, network
 from megatron_ext.plan.layer_time import Machine
+from megatron_ext.plan.published import Row
 from megatron_ext.plan.step_time import step_time
-from megatron_ext.plan.tables import Row, read
+from megatron_ext.plan.tables import read
 
 SHARES = {field.name for field in fields(Constants) if 0.2 < field.default < 0.9}
 FITTED = (

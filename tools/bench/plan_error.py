@@ -15,8 +15,9 @@ from megatron_ext.plan.constants import FROZEN, Constants
 from megatron_ext.plan.hardware import hardware
 from megatron_ext.plan.layer_time import Machine
 from megatron_ext.plan.memory import GIB, stage_memory
+from megatron_ext.plan.published import Row
 from megatron_ext.plan.step_time import step_time
-from megatron_ext.plan.tables import Row, read, unread
+from megatron_ext.plan.tables import read, unread
 from tools.bench.fit_plan import even, fit, fitted_rows, machine
 
 LARGE = 5 * GIB
