@@ -3,6 +3,7 @@
 python -m tests.gpu.one_model make   FOLDER                     weights and reference, fp32
 python -m tests.gpu.one_model read   FOLDER IMPL DTYPE OUT      the same weights elsewhere
 python -m tests.gpu.one_model isolate IMPL BACKEND DTYPE        packed documents against alone
+python -m tests.gpu.one_model dry IMPL                          parameters of a dry run of 4 ranks
 python -m tests.gpu.one_model open IMPL DTYPE                   the first lines of a run's log
 python -m tests.gpu.one_model stall FOLDER LAYERS               seconds that saves hold training up
 """
@@ -131,6 +132,16 @@ def open_run(impl: str, dtype: str) -> None:
     print(" | ".join(opening.announce(run)))
 
 
+def dry(impl: str) -> None:
+    """Whether each distinct rank at TP 2, PP 2, built without values, is as planned: JSON."""
+    from megatron_ext.plan.dry_run import dry_run
+
+    run = described(impl=impl, dtype="bf16")
+    run.parallel.tensor_model_parallel_size = 2
+    run.parallel.pipeline_model_parallel_size = 2
+    print(json.dumps([one.agrees for one in dry_run(run, 4)]))
+
+
 def stall(folder: str, layers: str) -> None:
     """Blocking seconds of a save and of a background one, and the bytes, as JSON."""
     from megatron_ext.checkpoint.save import Staging, begin, save
@@ -164,5 +175,6 @@ def stall(folder: str, layers: str) -> None:
 
 
 if __name__ == "__main__":
-    modes = {"make": make, "read": read, "isolate": isolate, "open": open_run, "stall": stall}
+    modes = {"make": make, "read": read, "isolate": isolate, "open": open_run}
+    modes |= {"dry": dry, "stall": stall}
     modes[sys.argv[1]](*sys.argv[2:])

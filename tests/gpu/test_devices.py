@@ -1,5 +1,6 @@
 """The device layer on a real GPU: peaks, memory, the opening lines, and stopping."""
 
+import json
 import os
 import signal
 import subprocess
@@ -58,6 +59,13 @@ def test_a_run_opens_with_the_paths_it_takes(record: Any) -> None:
     record("opening", lines=text)
     assert "layers:" in text and "attention:" in text
     assert ("NCCL" if GPUS else "gloo") in text
+
+
+@pytest.mark.rehearsed
+@pytest.mark.parametrize("impl", ["transformer_engine", "local"] if GPUS else ["local"])
+def test_a_dry_run_counts_what_the_planner_does(impl: str) -> None:
+    agreed = json.loads(script("one_model", "dry", impl))
+    assert len(agreed) == 4 and all(agreed)
 
 
 def test_forked_ranks_are_refused_on_gpus(prefix: Path, tmp_path: Path) -> None:
