@@ -5,7 +5,10 @@ PY := $(VENV)/bin/python
 EXTRAS ?= dev,eval
 STAMP := $(VENV)/.installed-$(shell cat setup.py requirements.lock 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: help install quickstart test check format clean
+TE := .venv-te
+TE_STAMP := $(TE)/.installed-$(shell cat tests/te/requirements.txt 2>/dev/null | cksum | cut -d' ' -f1)
+
+.PHONY: help install quickstart test test-te test-gpu check format clean
 
 help:  ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -24,6 +27,21 @@ quickstart: $(STAMP)  ## Train, resume, export and sample a small model on real 
 
 test: $(STAMP) check  ## Lint, types and the whole CPU suite
 	$(PY) -m pytest -n 2 --dist loadfile -q $(PYTEST_ARGS)
+
+# Layered over $(VENV) by a path file: only Transformer Engine's Python files and triton are new.
+$(TE_STAMP): $(STAMP) tests/te/requirements.txt
+	test -x $(TE)/bin/python || $(PY) -m venv --without-pip $(TE)
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(TE)/lib/python3*/site-packages)/core.pth
+	$(TE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps transformer-engine==2.20.2
+	$(TE)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/te/requirements.txt
+	rm -f $(TE)/.installed-*
+	touch $@
+
+test-te: $(TE_STAMP)  ## Transformer Engine's real layers, built on a CPU
+	OMP_NUM_THREADS=1 $(TE)/bin/python -m pytest -n 2 --dist load -q tests/te $(PYTEST_ARGS)
+
+test-gpu: $(STAMP)  ## On a GPU: proof, and runs/gpu_report/report.md
+	$(PY) -m tools.gpu_report
 
 check: $(STAMP)  ## Lint and types
 	$(VENV)/bin/ruff check .

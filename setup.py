@@ -15,9 +15,9 @@ CORE = [
 ]
 
 EXTRAS = {
-    # Transformer Engine is built against the installed torch: docs/install.md has the recipe.
-    "te": ["transformer-engine[pytorch,core-cu13]==2.11.0"],
-    "flash": ["flash-attn==2.8.3.post2"],
+    # Compiled against the installed torch: docs/install.md has the recipe that works.
+    "te": ["transformer-engine[core-cu13,pytorch]==2.20.2"],
+    "flash": ["flash-attn-4==4.0.0b36; platform_system=='Linux'"],  # JIT, Hopper and Blackwell
     "vl": ["pillow>=11", "nvidia-dali-cuda130>=2.4; platform_system=='Linux'"],
     "curate": ["tokenizers>=0.21", "tiktoken>=0.9"],
     "eval": ["transformers>=5.0,<6", "matplotlib>=3.9", "tokenizers>=0.21", "tiktoken>=0.9"],

@@ -23,7 +23,7 @@ from megatron_ext.devices.machine import Machine, inspect_machine
 from megatron_ext.devices.probe import Probe, version_of
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILT = ("te", "flash")
+BUILT = ("te",)
 """Extras that a plain pip install does not give: they are compiled against the installed torch."""
 
 IMPORT_NAMES = {
