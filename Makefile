@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cat setup.py requirements.lock 2>/dev/null |
 TE := .venv-te
 TE_STAMP := $(TE)/.installed-$(shell cat tests/te/requirements.txt 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: help install quickstart test test-te test-gpu check format clean
+.PHONY: help install quickstart test test-te test-peers test-gpu check format clean
 
 help:  ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -39,6 +39,13 @@ $(TE_STAMP): $(STAMP) tests/te/requirements.txt
 
 test-te: $(TE_STAMP)  ## Transformer Engine's real layers, built on a CPU
 	OMP_NUM_THREADS=1 $(TE)/bin/python -m pytest -n 2 --dist load -q tests/te $(PYTEST_ARGS)
+
+.cache/peers/.installed: $(TE_STAMP)
+	$(TE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target .cache/peers megatron-bridge==0.3.1
+	touch $@
+
+test-peers: .cache/peers/.installed  ## Our converted tensors against Megatron-Bridge's
+	PYTHONPATH=.cache/peers OMP_NUM_THREADS=1 $(TE)/bin/python -m pytest -q tests/peers $(PYTEST_ARGS)
 
 test-gpu: $(STAMP)  ## On a GPU: proof, and runs/gpu_report/report.md
 	$(PY) -m tools.gpu_report

@@ -10,6 +10,7 @@ CORE = [
     "sentencepiece>=0.2",
     "tensorboard>=2.18",
     "safetensors>=0.5",
+    "protobuf>=5",  # reads and writes SentencePiece models
     "tqdm>=4.66",
     "psutil>=6",  # megatron-core's checkpoint writer hangs without it, and does not declare it
 ]
