@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext import atomic
-from megatron_ext.plan.layer_time import Machine
 from megatron_ext.plan.layout import Shape
+from megatron_ext.plan.machine import Machine
 from megatron_ext.plan.memory import GIB
 from megatron_ext.plan.report import axes
 from megatron_ext.plan.schedule import Operation, play

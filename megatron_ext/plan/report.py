@@ -5,8 +5,8 @@ from typing import Any
 
 from megatron_ext.config import RunConfig
 from megatron_ext.plan.flops import CONVENTIONS, flops_per_token
-from megatron_ext.plan.layer_time import Machine
 from megatron_ext.plan.layout import Layout, Shape
+from megatron_ext.plan.machine import Machine
 from megatron_ext.plan.memory import GIB
 from megatron_ext.plan.parameters import count_parameters
 from megatron_ext.plan.search import Found, overrides, why

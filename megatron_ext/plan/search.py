@@ -6,8 +6,8 @@ from itertools import product
 
 from megatron_ext.legal import divisors
 from megatron_ext.models.config import ModelConfig
-from megatron_ext.plan.layer_time import Machine
 from megatron_ext.plan.layout import Layout, Shape
+from megatron_ext.plan.machine import Machine
 from megatron_ext.plan.verdict import Verdict, judge
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)

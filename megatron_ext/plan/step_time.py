@@ -3,15 +3,9 @@
 import math
 from dataclasses import dataclass, replace
 
-from megatron_ext.plan.layer_time import (
-    Cost,
-    Machine,
-    Pass,
-    embedding,
-    layer,
-    loss,
-)
+from megatron_ext.plan.layer_time import embedding, layer, loss
 from megatron_ext.plan.layout import BYTES, Layout, Shape
+from megatron_ext.plan.machine import Cost, Machine, Pass
 from megatron_ext.plan.memory import stage_parameters
 
 

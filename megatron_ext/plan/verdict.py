@@ -7,8 +7,8 @@ from megatron_ext.plan.constants import FROZEN
 from megatron_ext.plan.failures import Losses, losses
 from megatron_ext.plan.flops import flops_per_token
 from megatron_ext.plan.hardware import hardware, network
-from megatron_ext.plan.layer_time import Machine
 from megatron_ext.plan.layout import Layout, Shape
+from megatron_ext.plan.machine import Machine
 from megatron_ext.plan.memory import GIB, StageMemory, stage_memory
 from megatron_ext.plan.step_time import StepTime, step_time
 

@@ -77,7 +77,9 @@ def test_planning_needs_no_torch_and_2_seconds_of_cpu():
 
 def test_fp8_on_hardware_without_it_is_refused_by_name():
     job = compose([*SKYWORK, "precision=fp8_delayed"])
-    with pytest.raises(ValueError, match="fp8_recipe=delayed does not run on cluster.hardware=a800"):
+    with pytest.raises(
+        ValueError, match="fp8_recipe=delayed does not run on cluster.hardware=a800"
+    ):
         judge_run(job, site(job))
 
 

@@ -7,8 +7,9 @@ import pytest
 from megatron_ext.plan.constants import FROZEN
 from megatron_ext.plan.failures import best_interval, losses
 from megatron_ext.plan.hardware import CONF, hardware, network
-from megatron_ext.plan.layer_time import Machine, matmul
+from megatron_ext.plan.layer_time import matmul
 from megatron_ext.plan.layout import Layout, Shape
+from megatron_ext.plan.machine import Machine
 from megatron_ext.plan.step_time import stage_costs, step_time
 from megatron_ext.plan.traffic import data_parallel, pipeline, tensor_parallel
 from tests.plan.test_memory import LAYOUT, SKYWORK

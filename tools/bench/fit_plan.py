@@ -13,7 +13,7 @@ from pathlib import Path
 from launch.cli import refusing
 from megatron_ext.plan.constants import PRIOR, Constants
 from megatron_ext.plan.hardware import hardware, network
-from megatron_ext.plan.layer_time import Machine
+from megatron_ext.plan.machine import Machine
 from megatron_ext.plan.published import Row
 from megatron_ext.plan.step_time import step_time
 from megatron_ext.plan.tables import read

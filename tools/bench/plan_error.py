@@ -13,7 +13,7 @@ from pathlib import Path
 from launch.cli import refusing
 from megatron_ext.plan.constants import FROZEN, Constants
 from megatron_ext.plan.hardware import hardware
-from megatron_ext.plan.layer_time import Machine
+from megatron_ext.plan.machine import Machine
 from megatron_ext.plan.memory import GIB, stage_memory
 from megatron_ext.plan.published import Row
 from megatron_ext.plan.step_time import step_time
