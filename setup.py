@@ -20,7 +20,8 @@ EXTRAS = {
     "te": ["transformer-engine[core-cu13,pytorch]==2.20.2"],
     "flash": ["flash-attn-4==4.0.0b36; platform_system=='Linux'"],  # JIT, Hopper and Blackwell
     "vl": ["pillow>=11", "nvidia-dali-cuda130>=2.4; platform_system=='Linux'"],
-    "curate": ["tokenizers>=0.21", "tiktoken>=0.9"],
+    # Preparation 5 times as fast with the first, blends of hundreds of sources with the second.
+    "curate": ["gigatoken==0.10.0", "numba==0.68.1", "tokenizers>=0.21", "tiktoken>=0.9"],
     "eval": ["transformers>=5.0,<6", "matplotlib>=3.9", "tokenizers>=0.21", "tiktoken>=0.9"],
     "wandb": ["wandb>=0.19"],
     "dev": [
@@ -40,6 +41,7 @@ setup(
     description="Thin extensions to Megatron-Core for training bilingual language models",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_ext*", "launch*", "tools*"]),
+    package_data={"megatron_ext.data.corpus": ["shipped/*.jsonl"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from megatron_ext.plan.scale import ScaleConfig
-
 from launch.cluster_config import ClusterConfig, SlurmConfig
 from megatron_ext.config import RunConfig
+from megatron_ext.plan.scale import ScaleConfig
 
 
 @dataclass(kw_only=True)

@@ -133,7 +133,10 @@ class LoggingConfig:
     """What is reported, how often."""
 
     interval_steps: int = 1
-    """Steps between lines of progress and of metrics.jsonl."""
+    """Steps between lines of metrics.jsonl and points in TensorBoard."""
+
+    progress_interval_steps: int = 1
+    """Steps between lines of progress on the terminal."""
 
     tensorboard: bool = True
     gradient_share_interval: int = 10

@@ -25,7 +25,7 @@ class Progress(Callback):
     """Logs at INFO, which only rank 0 shows."""
 
     def __init__(self, run: RunConfig):
-        self.interval = run.logging.interval_steps
+        self.interval = run.logging.progress_interval_steps
 
     def before_training(self, trainer: "Trainer") -> None:
         """Where the run stands and how far it goes."""
@@ -35,7 +35,7 @@ class Progress(Callback):
         log.info("at step %d of %d, %d tokens", state.step, plan.steps, state.tokens)
 
     def after_step(self, trainer: "Trainer", metrics: Metrics) -> None:
-        """One line every ``logging.interval_steps``."""
+        """One line every ``logging.progress_interval_steps``."""
         if metrics["step"] % self.interval:
             return
         total = metrics["step"] + trainer.plan.steps_left(trainer.state)
