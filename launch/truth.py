@@ -121,12 +121,14 @@ def _truth(
     run_dir: Path, state: State, past: list[Attempt], facts: dict[str, str]
 ) -> tuple[str, str]:
     """The word, and why. The folder outranks Slurm's word."""
+    last = past[-1] if past else None
+    if facts.get("JobState") == "PENDING":
+        return "waiting", facts.get("Reason", "")
+    if _lives(facts) and (last is None or last.job_id != facts.get("JobId")):
+        return "running", ""  # a new job, whose attempt is about to begin
     outcome = read_outcome(run_dir)
     if outcome is not None and (outcome.word != "stopped" or not _lives(facts)):
         return outcome.word, outcome.cause
-    if facts.get("JobState") == "PENDING":
-        return "waiting", facts.get("Reason", "")
-    last = past[-1] if past else None
     if last is not None and last.action in ("stop", "hold"):
         return "given up", f"{last.failure}: {last.reason}"
     if _lives(facts):
