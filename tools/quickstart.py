@@ -124,8 +124,10 @@ def _run(module: str, *arguments: str) -> None:
 
 
 def _text(paths: Paths, *, offline: bool) -> None:
-    if (paths.text / "corpus.json").exists():
-        print(f"   {paths.text} is there already")
+    if (summary := paths.text / "corpus.json").exists():
+        shipped = "shipped" in json.loads(summary.read_text())["licences"]
+        hint = f" (the shipped one: delete {paths.data} to fetch the real one)" if shipped else ""
+        print(f"   {paths.text} is there already{hint}")
         return
     _run("tools.corpus", str(paths.text), *(["--offline"] if offline else []))
 
@@ -171,12 +173,15 @@ def _prefixes(folder: Path) -> dict[str, str]:
 
 
 def _use_shipped(job: JobConfig, train: dict[str, str]) -> None:
-    """Sources of the shipped corpus: too small for the recipe, so it is read again and again."""
-    print("   the shipped corpus has domains of its own and is read many times over")
+    """Sources of the shipped corpus, which is read several times over in fewer steps."""
+    print("   the shipped corpus is small: fewer steps, and every text is read many times")
     job.data.sources = {n: SourceConfig(path=p, max_epochs=1000) for n, p in train.items()}
+    job.checkpoint.interval_steps = 15
     curated = [name for name in train if "instruct" in name or "stories" in name]
     rest = [name for name in train if name not in curated]
-    for phase, share in zip(job.phases, (0.2, 0.6), strict=True):
+    for phase, share, steps in zip(job.phases, (0.2, 0.6), (60, 20), strict=True):
+        phase.tokens = steps * job.batch.global_batch_size * job.batch.seq_length
+        phase.schedule.warmup_tokens = min(phase.schedule.warmup_tokens, phase.tokens // 4)
         phase.mixture = {name: share / len(curated) for name in curated}
         phase.mixture |= {name: (1 - share) / len(rest) for name in rest}
 

@@ -45,6 +45,7 @@ def fetch(
 
     After the first failure to reach the index nothing more is asked of it.
     """
+    cache = cache.resolve()  # pip builds in a folder of its own, where a relative path is lost
     cache.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     for package in packages:
