@@ -42,7 +42,7 @@ def gather(
         outcome_cause=outcome.cause if outcome else "",
         exit_code=exit_code,
         asked=asked,
-        job_state=facts.get("JobState", ""),
+        job_state=scheduler.fate(facts, attempt.restart_count),
         preempt_time=preempt and asked == "TERM",
         stop_file=stop_file(run_dir).exists(),
         lost_lease=not ended_silently and lease.holder(run_dir) != attempt.attempt,
@@ -172,6 +172,9 @@ def perform(run_dir: Path, job: "JobConfig", record: Attempt) -> str:
         return "again"
     if record.action == "requeue" and record.job_id:
         exclude = sorted({*set_aside(run_dir), *job.slurm.exclude})
+        facts = scheduler.job(record.job_id, tries=3)
+        if scheduler.fate(facts, record.restart_count) == "REQUEUED":
+            return "requeue"  # by Slurm itself
         if not scheduler.requeue(record.job_id, exclude=exclude):
             # Exit code 75: a site's RequeueExit or launch.resume takes it from here.
             log.error(

@@ -39,6 +39,33 @@ def job(job_id: str, *, tries: int = 1) -> dict[str, str]:
     return dict(re.findall(r"(?:^|\s)([A-Z][\w:/]*)=(.*?)(?=\s[A-Z][\w:/]*=|\s*$)", text))
 
 
+def fate(facts: dict[str, str], restart_count: int) -> str:
+    """What Slurm has decided on a job, behind the word COMPLETING that hides it.
+
+    ``REQUEUED`` is Slurm's own doing (preemption, a lost node); ``CANCELLED`` is a person's. A
+    cancelled job must not be queued again, which Slurm would do on request.
+    """
+    state = facts.get("JobState", "")
+    if state != "COMPLETING":
+        return state
+    if int(facts.get("Restarts", "0") or 0) > restart_count:
+        return "REQUEUED"
+    limit, taken = seconds(facts.get("TimeLimit", "")), seconds(facts.get("RunTime", ""))
+    return "TIMEOUT" if limit and taken >= limit else "CANCELLED"
+
+
+def seconds(span: str) -> int:
+    """``D-HH:MM:SS`` or a shorter form; 0 for what is no span, such as UNLIMITED."""
+    days, _, clock = span.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in parts) or not (days or "0").isdigit():
+        return 0
+    total = 0
+    for part in parts:
+        total = total * 60 + int(part)
+    return total + int(days or 0) * 86400
+
+
 def hostnames(node_list: str) -> list[str]:
     """``n[1-3]`` as single names."""
     return (ask("scontrol", "show", "hostnames", node_list) or "").split() if node_list else []

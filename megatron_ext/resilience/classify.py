@@ -52,7 +52,7 @@ class Evidence:
     """Signal that the batch shell was sent: ``USR2``, ``TERM`` or empty."""
 
     job_state: str = ""
-    """The scheduler's word for the job, such as RUNNING, CANCELLED or PREEMPTED."""
+    """The scheduler's word for the job, such as RUNNING, CANCELLED, PREEMPTED or REQUEUED."""
 
     preempt_time: bool = False
     """The scheduler says that it is preempting the job."""
@@ -98,6 +98,7 @@ def classify(evidence: Evidence) -> Failure:
         _from_outcome(evidence)
         or _from_scheduler(evidence)
         or _from_nodes(evidence)
+        or _from_requeue(evidence)
         or _from_watch(evidence)
         or _from_log(evidence)
         or _from_exit(evidence)
@@ -152,6 +153,11 @@ def _from_nodes(evidence: Evidence) -> Failure | None:
         name = "gpu" if found and found[0].name == "gpu" else "node"
         return _failure(name, f"{node}: {why}", (node,))
     return None
+
+
+def _from_requeue(evidence: Evidence) -> Failure | None:
+    """Slurm queued the job again by itself, and not for a lost node."""
+    return _failure("preempted") if evidence.job_state == "REQUEUED" else None
 
 
 def _from_watch(evidence: Evidence) -> Failure | None:

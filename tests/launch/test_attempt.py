@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import attempt, health
+from launch import attempt, health, scheduler
 from launch.after_attempt import cancel_successors, notify
 from launch.compose import compose, load
 from launch.truth import look
@@ -30,6 +30,27 @@ def _end(folder: Path, code: int = 1, asked: str = "") -> tuple[str, Attempt]:
     action = attempt.end(folder, code, asked, ENVIRON)
     history = attempts.history(folder.parents[1])
     return action.split()[0], next(a for a in history if a.attempt == folder.name)
+
+
+@pytest.mark.parametrize(
+    ("facts", "want"),
+    [
+        ({"JobState": "RUNNING"}, "RUNNING"),
+        ({"JobState": "COMPLETING", "Restarts": "0", "TimeLimit": "1-00:00:00"}, "CANCELLED"),
+        ({"JobState": "COMPLETING", "Restarts": "1"}, "REQUEUED"),
+        (
+            {"JobState": "COMPLETING", "TimeLimit": "00:01:00", "RunTime": "00:01:15"},
+            "TIMEOUT",
+        ),
+        (
+            {"JobState": "COMPLETING", "TimeLimit": "UNLIMITED", "RunTime": "1-02:00:00"},
+            "CANCELLED",
+        ),
+        ({}, ""),
+    ],
+)
+def test_what_slurm_has_decided_is_read_behind_its_word(facts: dict, want: str) -> None:
+    assert scheduler.fate(facts, 0) == want
 
 
 def test_an_attempt_begins_with_a_lease_a_record_and_the_words_of_its_step(tmp_path: Path) -> None:
