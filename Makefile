@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed-$(shell cat setup.py requirements.lock 2>/dev/null |
 TE := .venv-te
 TE_STAMP := $(TE)/.installed-$(shell cat tests/te/requirements.txt 2>/dev/null | cksum | cut -d' ' -f1)
 
-.PHONY: help install quickstart test test-te test-peers test-gpu check format clean
+.PHONY: help install quickstart test slurm test-te test-peers test-faults soak test-gpu check format clean
 
 help:  ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -25,7 +25,12 @@ install: $(STAMP)  ## The environment, with pinned versions
 quickstart: $(STAMP)  ## Train, resume, export and sample a small model on real text
 	$(PY) -m tools.quickstart
 
-test: $(STAMP) check  ## Lint, types and the whole CPU suite
+slurm:  ## Slurm for the suite, where this is root on Debian
+	@command -v slurmctld >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && tests/slurm/loopback.sh install; } || \
+	  echo "no Slurm, and no root on Debian to install it: its tests will be skipped"
+
+test: $(STAMP) slurm check  ## Lint, types and the whole CPU suite
 	$(PY) -m pytest -n 2 --dist loadfile -q $(PYTEST_ARGS)
 
 # Layered over $(VENV) by a path file: only Transformer Engine's Python files and triton are new.
@@ -46,6 +51,12 @@ test-te: $(TE_STAMP)  ## Transformer Engine's real layers, built on a CPU
 
 test-peers: .cache/peers/.installed  ## Our converted tensors against Megatron-Bridge's
 	PYTHONPATH=.cache/peers OMP_NUM_THREADS=1 $(TE)/bin/python -m pytest -q tests/peers $(PYTEST_ARGS)
+
+test-faults: $(STAMP) slurm  ## The fault matrix on a loopback Slurm (hours)
+	$(PY) -m tools.faults
+
+soak: $(STAMP) slurm  ## Faults at random against one run: make soak MINUTES=120
+	$(PY) -m tools.soak --minutes $(or $(MINUTES),60)
 
 test-gpu: $(STAMP)  ## On a GPU: proof, and runs/gpu_report/report.md
 	$(PY) -m tools.gpu_report
