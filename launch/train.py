@@ -73,6 +73,8 @@ def start(job: JobConfig) -> int:
     launched = env.world_size > 1 or "RANK" in os.environ
     nproc = 1 if launched else job.launch.nproc
     try:
+        if nproc < 1:
+            raise ValueError(f"launch.nproc={nproc} must be at least 1.")
         plan = check_run(job, world_size=env.world_size if launched else nproc)
         check_given(job)
         if not launched:  # ranks of a launcher open the data themselves, before the model
