@@ -82,9 +82,16 @@ def _added(pairs: Pairs) -> float:
 
 
 def _job(name: str, folder: Path) -> Any:
+    import numpy as np
+
     from launch.compose import compose
+    from megatron_ext.data.writer import CorpusWriter
 
     length = LENGTH[name]
+    text = folder / f"text{length}"
+    tokens = np.random.default_rng(1).integers(0, 509, 2**21).astype(np.uint16)
+    with CorpusWriter(text, dtype=np.uint16) as corpus:
+        corpus.add_documents(tokens, np.full(2**11, 2**10))
     return compose(
         [
             "model=index_tiny",
@@ -92,7 +99,8 @@ def _job(name: str, folder: Path) -> Any:
             f"name=loop-{length}",
             f"run_dir={folder}/{length}",
             "precision=fp32",
-            "data.synthetic=true",
+            f"data.sources.text.path={text}",
+            "data.sources.text.max_epochs=1e6",
             "batch.global_batch_size=4",
             "batch.micro_batch_size=4",
             f"batch.seq_length={length}",
