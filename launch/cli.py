@@ -9,7 +9,10 @@ def refusing(main: Callable[[], int | None]) -> int:
     """Run ``main``; a ``ValueError`` or missing file becomes one sentence and exit code 2."""
     try:
         return main() or 0
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as refusal:
+    except (
+        *(ValueError, FileNotFoundError, FileExistsError),
+        *(NotADirectoryError, IsADirectoryError, PermissionError),
+    ) as refusal:
         if os.environ.get("MEGATRON_EXT_TRACEBACK"):
             raise
         print(f"refused: {refusal}", file=sys.stderr)

@@ -145,6 +145,9 @@ class ClusterConfig:
         Raises:
             ValueError: naming the dotted key, the value and the rule.
         """
+        for key in ("gpus_per_node", "tasks_per_node", "nodes"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"cluster.{key}={getattr(self, key)} must not be negative.")
         if self.launcher not in LAUNCHERS:
             raise unknown_choice("cluster.launcher", self.launcher, LAUNCHERS)
         if self.container_runtime not in RUNTIMES:

@@ -80,6 +80,8 @@ def change(tree: Any, values: list[str]) -> Any:
             parsed = OverridesParser.create().parse_override(text)
         except HydraException as error:
             raise ValueError(f"{text} cannot be read: write dotted.key=value.") from error
+        if not _key(text):
+            raise ValueError(f"{text} cannot be read: write dotted.key=value.")
         if parsed.is_delete():
             raise ValueError(f"{text}: a key cannot be deleted; set it to null instead.")
         *path, last = _key(text).split(".")
@@ -166,11 +168,14 @@ def load(path: Path) -> JobConfig:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file.")
-    text = path.read_text()
-    if "${" in text:
-        raise ValueError(f"{path} holds an interpolation (${{...}}): a saved job is plain values.")
     try:
-        return typed(OmegaConf.create(yaml.safe_load(text)))
+        text = path.read_text()
+        if "${" in text:
+            raise ValueError("it holds an interpolation (${...}), and a saved job is plain values")
+        tree = yaml.safe_load(text)
+        if not isinstance(tree, dict) or not tree:
+            raise ValueError("it holds no keys")
+        return typed(OmegaConf.create(tree))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is not a saved job: {_first_line(error)}") from error
 
@@ -220,8 +225,9 @@ def _sentence(error: Exception) -> str:
     if found := re.search(r"[Cc]ould not find '([\w/.-]+)'", str(error)):
         group, _, word = found[1].partition("/")
         known = choices(group)
-        near = nearest_words(word, known) or known[:8]
-        return f"{group}={word} is not known: did you mean {' or '.join(near)}?"
+        near = nearest_words(word, known)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}."
+        return f"{group}={word} is not known: {hint}"
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -132,14 +132,25 @@ def refuse_live(run_dir: Path) -> None:
         )
 
 
-def submit_array(overrides: list[str], *, dry_run: bool) -> None:
-    """One array for all combinations of comma-separated values."""
+def submit_array(
+    overrides: list[str], *, dry_run: bool, test_only: bool, checked: bool = True
+) -> None:
+    """One array for all combinations of comma-separated values.
+
+    Raises:
+        ValueError: the runs ask different things of the cluster, or one of them is live.
+    """
     from launch.compose import sweep
 
     jobs = [prepare(one) for one in sweep(overrides)]
     base = Path(jobs[0].folder()).absolute()
     for k, job in enumerate(jobs):
         job.name, job.run_dir = f"{job.name}-{k}", f"{base}-{k}"
+        if (job.cluster, job.slurm) != (jobs[0].cluster, jobs[0].slurm):
+            raise ValueError(
+                "cluster and slurm settings must be the same for all runs of one array: submit "
+                "those that differ by themselves."
+            )
     words = sbatch_command(jobs[0], Path(jobs[0].run_dir))
     limit = min(jobs[0].slurm.array_limit, len(jobs))
     listing = base.with_name(f"{base.name}.runs") / "list"
@@ -149,6 +160,13 @@ def submit_array(overrides: list[str], *, dry_run: bool) -> None:
     if dry_run:
         print(shlex.join(words))
         return
+    if test_only:
+        command = [words[0], "--test-only", *words[2:-1], str(CHECKOUT)]
+        raise SystemExit(subprocess.run(command, cwd=CHECKOUT, check=False).returncode)
+    for job in jobs:
+        refuse_live(Path(job.run_dir))
+        if checked and job.cluster.gpus_per_node:
+            preflight(job)
     for job in jobs:
         record(job, Path(job.run_dir), words)
     listing.parent.mkdir(mode=0o700, exist_ok=True)
@@ -169,7 +187,12 @@ def main() -> None:
     parser.add_argument("--no-preflight", action="store_true", help="queue what it would refuse")
     args = parser.parse_intermixed_args()
     if args.multirun:
-        submit_array(args.overrides, dry_run=args.dry_run)
+        submit_array(
+            args.overrides,
+            dry_run=args.dry_run,
+            test_only=args.test_only,
+            checked=not args.no_preflight,
+        )
     else:
         submit(
             prepare(args.overrides),

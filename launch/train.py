@@ -22,7 +22,7 @@ from launch.config import JobConfig
 from megatron_ext.check import check_run
 from megatron_ext.given import check_given
 from megatron_ext.parallel.env import Env
-from megatron_ext.resilience.outcome import Outcome, clear_outcome, write_outcome
+from megatron_ext.resilience.outcome import Outcome, clear_outcome, read_outcome, write_outcome
 from megatron_ext.train.sources import open_sources, open_validation
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
             print(compose.dump(job), end="")
             continue
         worst = max(worst, start(job))
+        outcome = read_outcome(Path(job.folder()))
+        if outcome is not None and outcome.word == "stopped":
+            break  # whoever stopped this run does not want the next one
     return worst
 
 
@@ -75,6 +78,8 @@ def start(job: JobConfig) -> int:
     try:
         if nproc < 1:
             raise ValueError(f"launch.nproc={nproc} must be at least 1.")
+        if (threads := job.launch.threads_per_rank) is not None and threads < 1:
+            raise ValueError(f"launch.threads_per_rank={threads} must be at least 1.")
         plan = check_run(job, world_size=env.world_size if launched else nproc)
         check_given(job)
         if not launched:  # ranks of a launcher open the data themselves, before the model

@@ -21,6 +21,7 @@ def check_run(run: RunConfig, *, world_size: int) -> Plan:
         raise ValueError(f"name={run.name!r} may hold letters, digits and . _ - only.")
     for part in (run.parallel, run.precision, run.kernels, run.optimizer, run.data):
         part.check()
+    _check_intervals(run)
     run.model.check(run.parallel)
     if not run.phases:
         raise ValueError("phases is empty: a run needs at least one phase with tokens.")
@@ -32,6 +33,25 @@ def check_run(run: RunConfig, *, world_size: int) -> Plan:
     overlap.check(run)
     precision.check(run, seq_lengths=[phase.seq_length for phase in plan.phases])
     return plan
+
+
+def _check_intervals(run: RunConfig) -> None:
+    """Refuse counts of steps that mean nothing."""
+    least = {
+        "checkpoint.interval_steps": 1,
+        "checkpoint.keep": 1,
+        "logging.interval_steps": 1,
+        "logging.progress_interval_steps": 1,
+        "logging.gradient_share_interval": 0,
+        "evaluation.interval_steps": 0,
+        "evaluation.tokens_per_domain": 1,
+    }
+    for key, lowest in least.items():
+        part, _, name = key.partition(".")
+        if (value := getattr(getattr(run, part), name)) < lowest:
+            raise ValueError(f"{key}={value} must be at least {lowest}.")
+    if run.seed < 0:
+        raise ValueError(f"seed={run.seed} must not be negative.")
 
 
 def _check_phase(run: RunConfig, phase: Phase, data_parallel_size: int) -> None:

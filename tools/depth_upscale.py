@@ -37,8 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     from megatron_ext.convert.described import model_of
 
     model, _ = model_of(args.source)
+    if args.auto is not None and not 1 <= args.auto <= model.num_layers:
+        raise ValueError(f"--auto {args.auto} is not from 1 to the {model.num_layers} layers.")
     measured: dict[str, Any] = {}
-    if args.auto or not args.no_loss:
+    if args.auto is not None or not args.no_loss:
         measured = _measure(args.source, args)
     layers = _layers(args, model.num_layers, measured)
     parents = [new.parent for new in layers]

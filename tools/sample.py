@@ -45,7 +45,11 @@ def load(hf_dir: Path) -> tuple[Any, Any]:
     import megatron_ext.convert.hf_index  # noqa: F401  registers the raw Norm-Head class
     from megatron_ext.data.tokenizer import load_tokenizer
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(hf_dir, dtype="float32")
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(hf_dir, dtype="float32")
+    except OSError as error:
+        why = str(error).split("\n")[0]
+        raise ValueError(f"{hf_dir} cannot be loaded by transformers: {why}") from error
     return model.eval(), load_tokenizer(_tokenizer_file(hf_dir))
 
 

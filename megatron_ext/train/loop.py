@@ -120,9 +120,14 @@ class Trainer:
                 continue
             past = self.state.phase_samples + self.global_batch_size()
             if self.numerics.intervene(self.state) == "rewind" and self.checkpoints.saved_step:
+                phase = self.state.phase
+                self._saved(self.checkpoints.finish())
                 self.checkpoints.resume(self)
+                self.enter_phase(new=False)
                 for callback in self.callbacks:
                     callback.after_rewind(self)
+                if self.state.phase != phase:
+                    continue  # the bad step is met, and passed over, when its phase comes again
             self.numerics.skip(self.state, past)
 
     def _try_step(self) -> StepResult:
@@ -206,6 +211,7 @@ class Trainer:
         if self.env.rank == 0 and self.env.attempt:
             lease.check(self.run_dir, self.env.attempt)
         if self.state.step:
+            self._saved(self.checkpoints.finish())
             for callback in self.callbacks:
                 callback.before_save(self)
             self._saved(self.checkpoints.save(self, pinned=pinned))

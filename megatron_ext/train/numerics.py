@@ -108,7 +108,7 @@ class Numerics:
             decision["reason"],
         )
         state.skipped.append(decision)
-        state.phase_samples = int(decision["past"])
+        state.phase_samples = max(state.phase_samples, int(decision["past"]))
 
 
 def _finite_everywhere(chunks: list[Any]) -> bool:

@@ -72,3 +72,10 @@ def test_whole_phases_and_new_sources_can_be_given():
     assert [p.tokens for p in job.phases] == [64, 8]
     assert job.phases[0].schedule.name == "cosine"
     assert job.data.sources["web"].path == "a/b"
+
+
+@pytest.mark.parametrize("content", [b"", b"- 1\n", b"\xff\xfe\x00"])
+def test_an_empty_or_damaged_config_is_refused_by_name(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.yaml is not a saved job"):
+        compose.load(tmp_path / "config.yaml")

@@ -190,3 +190,11 @@ def test_help_answers_in_well_under_a_second() -> None:
         used = after.children_user + after.children_system
         used -= before.children_user + before.children_system
         assert used < 1.0, f"{name}: {used:.2f} s"
+
+
+def test_an_array_asks_one_thing_of_the_cluster() -> None:
+    from launch.submit import submit_array
+
+    words = ["recipe=quickstart", "cluster=loopback", "slurm.nodes=2,4"]
+    with pytest.raises(ValueError, match="the same for all runs of one array"):
+        submit_array(words, dry_run=True, test_only=False)

@@ -126,3 +126,18 @@ def test_padding_follows_megatrons_rule():
         num_layers=1, hidden_size=8, ffn_hidden_size=8, num_attention_heads=1, vocab_size=65029
     )
     assert [index.padded_vocab(tp) for tp in (1, 2, 4, 8)] == [65152, 65280, 65536, 65536]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"checkpoint__interval_steps": 0}, "checkpoint.interval_steps=0"),
+        ({"checkpoint__keep": -1}, "checkpoint.keep=-1"),
+        ({"logging__interval_steps": 0}, "logging.interval_steps=0"),
+        ({"evaluation__interval_steps": -1}, "evaluation.interval_steps=-1"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_counts_that_mean_nothing_are_refused(changes, key):
+    with pytest.raises(ValueError, match=f"{key} must"):
+        check_run(run(**changes), world_size=1)
