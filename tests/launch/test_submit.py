@@ -195,6 +195,6 @@ def test_help_answers_in_well_under_a_second() -> None:
 def test_an_array_asks_one_thing_of_the_cluster() -> None:
     from launch.submit import submit_array
 
-    words = ["recipe=quickstart", "cluster=loopback", "slurm.nodes=2,4"]
+    words = ["recipe=quickstart", "cluster=loopback", "slurm.nodes=2,4", "batch.micro_batch_size=1"]
     with pytest.raises(ValueError, match="the same for all runs of one array"):
         submit_array(words, dry_run=True, test_only=False)
