@@ -19,6 +19,7 @@ from launch.after_attempt import close_silent, conclude, perform
 from launch.cli import refusing
 from launch.step_words import step_words
 from megatron_ext.atomic import write_text
+from megatron_ext.checkpoint.resumable import check_resumable
 from megatron_ext.resilience import attempts, lease
 from megatron_ext.resilience.outcome import Outcome, clear_outcome, write_outcome
 from megatron_ext.resilience.progress import newest_step
@@ -75,6 +76,7 @@ def begin(words: list[str], environ: Mapping[str, str]) -> Path:
         job.cluster.check()
         job.slurm.check()
         check_allocation(job, environ)
+        check_resumable(job)
     except ValueError as refusal:
         write_outcome(run_dir, Outcome(word="refused", cause=str(refusal)))
         raise

@@ -116,11 +116,13 @@ def check_disk(job: "JobConfig") -> str:
 def check_checkpoint(job: "JobConfig") -> str:
     """What the run goes on from is whole."""
     from megatron_ext.checkpoint.folder import describe, newest_good, verify
+    from megatron_ext.checkpoint.resumable import check_resumable
 
     if job.checkpoint.load:
         verify(Path(job.checkpoint.load))
     found, bad = newest_good(Path(job.folder()) / "checkpoints")
     damaged = f"; {len(bad)} damaged, the newest: {bad[0][1]}" if bad else ""
+    check_resumable(job)
     if found is None:
         start = job.checkpoint.load or "nothing"
         return f"starts from {start}{damaged}"

@@ -31,12 +31,14 @@ def prepare(overrides: list[str]) -> "JobConfig":
     """
     from launch.compose import compose
     from megatron_ext.check import check_run
+    from megatron_ext.checkpoint.resumable import check_resumable
     from megatron_ext.devices.cuda import capability_of, refuse_precision
 
     job = compose(overrides)
     job.cluster.check()
     job.slurm.check()
     check_run(job, world_size=job.slurm.nodes * job.cluster.ranks_per_node())
+    check_resumable(job)
     hardware = job.cluster.hardware
     refuse_precision(
         job.precision.word(), capability_of(hardware), where=f"cluster.hardware={hardware}"

@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,10 @@ from launch import compose
 from launch.cli import refusing
 from launch.config import JobConfig
 from megatron_ext.check import check_run
+from megatron_ext.checkpoint.resumable import check_resumable
 from megatron_ext.given import check_given
 from megatron_ext.parallel.env import Env
+from megatron_ext.resilience import lock
 from megatron_ext.resilience.outcome import Outcome, clear_outcome, read_outcome, write_outcome
 from megatron_ext.train.sources import open_sources, open_validation
 
@@ -82,6 +85,7 @@ def start(job: JobConfig) -> int:
             raise ValueError(f"launch.threads_per_rank={threads} must be at least 1.")
         plan = check_run(job, world_size=env.world_size if launched else nproc)
         check_given(job)
+        check_resumable(job)
         if not launched:  # ranks of a launcher open the data themselves, before the model
             open_sources(job, plan)
             open_validation(job, plan)
@@ -92,11 +96,12 @@ def start(job: JobConfig) -> int:
     run_dir = Path(job.folder())
     if env.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        clear_outcome(run_dir)
-        compose.save(job, run_dir / "config.yaml")
-    if nproc == 1:
-        return train(job)
-    return _several(job, nproc)
+    # One rank speaks for all; under Slurm the lease decides, and the watcher starts the ranks.
+    with lock.held(run_dir) if env.rank == 0 else nullcontext():
+        if env.rank == 0:
+            clear_outcome(run_dir)
+            compose.save(job, run_dir / "config.yaml")
+        return train(job) if nproc == 1 else _several(job, nproc)
 
 
 def _refuse(job: JobConfig, cause: str) -> None:

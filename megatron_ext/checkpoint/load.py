@@ -12,7 +12,7 @@ import torch
 from megatron_ext.checkpoint import folder as folders
 from megatron_ext.checkpoint import ranks, rng
 from megatron_ext.checkpoint.reader import TensorReader
-from megatron_ext.checkpoint.save import RUN, STATE, layout
+from megatron_ext.checkpoint.save import STATE, layout
 from megatron_ext.checkpoint.shard import Slot
 from megatron_ext.checkpoint.state import MASTER, OPTIMIZER, slots
 from megatron_ext.models.fp8_history import PREFIX, prepare
@@ -75,11 +75,6 @@ def load(
     reader = ranks.together(check)
     ranks.together(fill)
     return json.loads((path / STATE).read_bytes())
-
-
-def stored_run(path: Path) -> dict[str, Any]:
-    """The configuration a checkpoint was trained with, for ``diff.resume_diff``."""
-    return json.loads((path / RUN).read_bytes())
 
 
 def verify_together(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from megatron_ext.atomic import write_bytes
 from megatron_ext.checkpoint import folder as folders
 from megatron_ext.checkpoint import index, ranks, rng
 from megatron_ext.checkpoint.rectangles import whole
+from megatron_ext.checkpoint.resumable import RUN
 from megatron_ext.checkpoint.shard import Shard, Slot, write_shard
 from megatron_ext.checkpoint.state import share_out, slots
 from megatron_ext.optim.moments import adam_step
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from megatron_ext.config import RunConfig
 
-RUN, STATE = "run.json", "state.json"
+STATE = "state.json"
 logger = logging.getLogger(__name__)
 
 

@@ -1,14 +1,13 @@
 """When the trainer saves, which checkpoint it starts from, and what it says about it."""
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_ext.checkpoint.diff import refuse, resume_diff
-from megatron_ext.checkpoint.folder import describe
-from megatron_ext.checkpoint.load import load, stored_run
+from megatron_ext.checkpoint.diff import refuse
+from megatron_ext.checkpoint.load import load
+from megatron_ext.checkpoint.resumable import as_plain, differences, stored_run
 from megatron_ext.checkpoint.save import PendingSave, Staging, begin
 from megatron_ext.checkpoint.shelf import Shelf
 from megatron_ext.config import RunConfig
@@ -62,12 +61,11 @@ class Checkpoints:
         A run that starts from another one's weights has phases and text of its own, so only
         a different model is refused, and that by loading itself.
         """
-        phase = describe(path)["phase"] if resuming else 0
-        differences = resume_diff(stored_run(path), as_plain(self.run), phase=phase)
-        for difference in differences:
+        found = differences(path, self.run, resuming=resuming)
+        for difference in found:
             log.info("changed: %s", difference)
         if resuming:
-            refuse(differences)
+            refuse(found)
 
     def _load(
         self, trainer: "Trainer", path: Path, *, optimizer: bool, verified: bool
@@ -142,9 +140,3 @@ def changes_feeding(stored: dict[str, Any], run: RunConfig, phase: int) -> bool:
         return [length, list(config["data"]["sources"]), *shares]
 
     return feeding(stored) != feeding(as_plain(run))
-
-
-def as_plain(run: RunConfig) -> dict[str, Any]:
-    """``run`` as JSON would bring it back."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(run)))
-    return plain

@@ -18,8 +18,9 @@ import torch
 from megatron_ext.checkpoint import folder as folders
 from megatron_ext.checkpoint import index
 from megatron_ext.checkpoint.folder import sha256_of
-from megatron_ext.checkpoint.load import load, stored_run
+from megatron_ext.checkpoint.load import load
 from megatron_ext.checkpoint.reader import TensorReader
+from megatron_ext.checkpoint.resumable import stored_run
 from megatron_ext.checkpoint.save import Staging, begin, save
 from megatron_ext.checkpoint.shard import write_shard
 from megatron_ext.checkpoint.shelf import Shelf
