@@ -22,7 +22,13 @@ def check_checkpoint(job: "JobConfig") -> str:
     damaged = f"; {len(bad)} damaged, the newest: {bad[0][1]}" if bad else ""
     if job.checkpoint.load:
         parent = Path(job.checkpoint.load)
-        verify(parent)
+        try:
+            verify(parent)
+        except ValueError as damage:
+            raise ValueError(
+                f"checkpoint.load={parent} cannot be started from: {damage}. Name a step_* folder "
+                f"of a run's checkpoints."
+            ) from damage
         if found is None:
             _refuse_other_model(job, parent)
             _refuse_other_tokenizer(job, parent)
