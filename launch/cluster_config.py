@@ -145,7 +145,8 @@ class ClusterConfig:
         Raises:
             ValueError: naming the dotted key, the value and the rule.
         """
-        for key in ("gpus_per_node", "tasks_per_node", "nodes"):
+        counts = ("gpus_per_node", "tasks_per_node", "nodes")
+        for key in (*counts, "price_per_gpu_hour", "failures_per_gpu_hour"):
             if getattr(self, key) < 0:
                 raise ValueError(f"cluster.{key}={getattr(self, key)} must not be negative.")
         if self.launcher not in LAUNCHERS:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cli import refusing
+from launch.continuation import check_checkpoint
 from launch.site import site, world_size
 from launch.small_run import small_run
 
@@ -113,20 +114,12 @@ def check_disk(job: "JobConfig") -> str:
     return f"{copies} checkpoints of {one / 1e9:,.1f} GB, {free / 1e9:,.0f} GB free"
 
 
-def check_checkpoint(job: "JobConfig") -> str:
-    """What the run goes on from is whole."""
-    from megatron_ext.checkpoint.folder import describe, newest_good, verify
-    from megatron_ext.checkpoint.resumable import check_resumable
+def check_parent(job: "JobConfig") -> str:
+    """A stage that continues another one says which checkpoint."""
+    from megatron_ext import given
 
-    if job.checkpoint.load:
-        verify(Path(job.checkpoint.load))
-    found, bad = newest_good(Path(job.folder()) / "checkpoints")
-    damaged = f"; {len(bad)} damaged, the newest: {bad[0][1]}" if bad else ""
-    check_resumable(job)
-    if found is None:
-        start = job.checkpoint.load or "nothing"
-        return f"starts from {start}{damaged}"
-    return f"goes on from step {describe(found).get('step')} ({found.name}){damaged}"
+    given.check_parent(job)
+    return job.checkpoint.load or f"{OFF} the recipe continues nothing"
 
 
 def check_memory(job: "JobConfig") -> str:
@@ -134,6 +127,8 @@ def check_memory(job: "JobConfig") -> str:
     from megatron_ext.plan.memory import GIB
     from megatron_ext.plan.verdict import judge_run, whole
 
+    if job.cluster.hardware == "cpu" and not job.cluster.gpus_per_node:
+        return f"{OFF} cluster.gpus_per_node=0: this cluster file names no accelerators"
     where = site(job)
     verdict = judge_run(job, where)
     if not verdict.fits:
@@ -174,9 +169,8 @@ def check_all(job: "JobConfig", *, data: bool = True, real: bool = True) -> Iter
     checks += [("placement", check_placement)]
     if data:
         checks += [("data", check_data), ("tokenizer", check_tokenizer), ("disk", check_disk)]
-    checks += [("checkpoint", check_checkpoint)]
-    if job.cluster.gpus_per_node:
-        checks += [("memory and time", check_memory)]
+        checks += [("parent", check_parent)]
+    checks += [("checkpoint", check_checkpoint), ("memory and time", check_memory)]
     if real:
         checks += [("dry run", check_dry_run)]
     sound = True

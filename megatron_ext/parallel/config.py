@@ -87,10 +87,20 @@ class ParallelConfig:
             raise ValueError(
                 f"world size {world_size} is not a multiple of tp*pp*cp = "
                 f"{tp}*{pp}*{self.context_parallel_size} = {ranks}: start a multiple of {ranks} "
-                f"ranks (launch.nproc or slurm.nodes), or lower one of "
-                f"parallel.{{tensor_model,pipeline_model,context}}_parallel_size."
+                f"ranks (launch.nproc or slurm.nodes), or set {self._smaller(world_size)}."
             )
         return world_size // ranks
+
+    def _smaller(self, world_size: int) -> str:
+        """One axis at a time, its nearest sizes at which a world holds whole model copies."""
+        words = []
+        for axis in ("tensor_model", "pipeline_model", "context"):
+            size = getattr(self, f"{axis}_parallel_size")
+            others = self.model_parallel_size() // size
+            if size > 1 and world_size % others == 0:
+                legal = nearest(divisors(world_size // others), size)
+                words.append(f"parallel.{axis}_parallel_size to {legal}")
+        return ", or ".join(words) or "smaller parallel.*_parallel_size"
 
     def layers_per_stage(self, num_layers: int) -> list[int]:
         """Layers on each pipeline stage, first to last.
@@ -111,11 +121,13 @@ class ParallelConfig:
                 f"model.num_layers={num_layers} layers for {middle} middle stages."
             )
         if middle and rest % middle:
+            ends, kind = stages - middle, "middle " if stages > middle else ""
+            legal = nearest([size + ends for size in divisors(rest)], stages)
             raise ValueError(
                 f"model.num_layers={num_layers} does not divide over "
                 f"parallel.pipeline_model_parallel_size={stages} stages "
-                f"({rest} layers / {middle} stages): use {nearest(divisors(rest), middle)} stages, "
-                f"or set parallel.num_layers_in_first_pipeline_stage."
+                f"({rest} layers / {middle} {kind}stages): use {legal} stages, or set "
+                f"parallel.num_layers_in_{'last' if first is not None else 'first'}_pipeline_stage."
             )
         each = rest // middle if middle else 0
         layers = [first] if first is not None else []
@@ -143,6 +155,12 @@ class ParallelConfig:
             raise ValueError(
                 "parallel.sequence_parallel=true needs parallel.tensor_model_parallel_size of at "
                 "least 2 (it is 1): set parallel.sequence_parallel=false, or raise TP."
+            )
+        chunks = self.virtual_pipeline_model_parallel_size
+        if chunks is not None and chunks < 1:
+            raise ValueError(
+                f"parallel.virtual_pipeline_model_parallel_size={chunks} must be at least 1, or "
+                f"null for no interleaving."
             )
         if self.virtual_pipeline_model_parallel_size and self.pipeline_model_parallel_size == 1:
             raise ValueError(

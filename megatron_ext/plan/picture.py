@@ -13,8 +13,8 @@ from megatron_ext.plan.step_time import stage_passes
 from megatron_ext.plan.verdict import Verdict
 
 HELD = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "margin")
-MOST_MICRO_BATCHES = 32
-"""Micro-batches drawn: enough to see warm-up, steady state and flush."""
+MOST_CHUNKS = 32
+"""Passes drawn a stage, each way: enough to see warm-up, steady state and flush."""
 
 
 def draw(path: Path, verdict: Verdict, shape: Shape, machine: Machine) -> None:
@@ -44,14 +44,21 @@ def _memory(plot: Any, verdict: Verdict) -> None:
         plot.bar(stages, sizes, bottom=floor, label=name)
         floor = [below + size for below, size in zip(floor, sizes, strict=True)]
     plot.axhline(verdict.capacity / GIB, color="black", linestyle="--", label="device")
+    for stage, height in zip(stages, floor, strict=True) if len(stages) <= 20 else ():
+        plot.text(stage, height, f"{height:.1f}", ha="center", va="bottom", fontsize="small")
     plot.set(xlabel="pipeline stage", ylabel="GiB on one GPU", xticks=stages)
-    plot.legend(ncols=8, fontsize="small")
+    middle, half = (len(stages) - 1) / 2, max(len(stages) / 2 + 0.1, 2)
+    plot.set_xlim(middle - half, middle + half)
+    plot.set_ylim(0, 1.1 * max(*floor, verdict.capacity / GIB))
+    plot.legend(ncols=8, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _timeline(plot: Any, verdict: Verdict, shape: Shape, machine: Machine) -> None:
     layout = verdict.layout
     passes = stage_passes(machine, shape, layout)
-    micro = min(layout.micro_batches, max(MOST_MICRO_BATCHES // layout.pp, 1) * layout.pp)
+    rounds = max(MOST_CHUNKS // (layout.pp * layout.vpp), 2)
+    micro = min(layout.micro_batches, rounds * layout.pp)
+    edge = 0.3 if micro * layout.vpp <= 2 * MOST_CHUNKS else 0.0  # else edges hide the bars
 
     def seconds(stage: int, operation: Operation) -> float:
         one = passes[stage]
@@ -62,7 +69,7 @@ def _timeline(plot: Any, verdict: Verdict, shape: Shape, machine: Machine) -> No
         for forward, color in ((True, "tab:blue"), (False, "tab:orange")):
             bars = [(p.start, p.end - p.start) for p in placed if p.operation.forward == forward]
             plot.broken_barh(
-                bars, (stage - 0.4, 0.8), color=color, edgecolor="white", linewidth=0.3
+                bars, (stage - 0.4, 0.8), color=color, edgecolor="white", linewidth=edge
             )
     plot.set(xlabel=f"seconds, {micro} of {layout.micro_batches} micro-batches", ylabel="stage")
     plot.set_yticks(range(layout.pp))

@@ -72,13 +72,12 @@ class Plan:
         """Resolve ``run.phases``.
 
         Raises:
-            ValueError: a phase without tokens.
+            ValueError: a length or a batch below 1, by its dotted key.
         """
         phases: list[Phase] = []
         start, base = 0, run.model.rotary_base
         for index, config in enumerate(run.phases):
-            if config.tokens < 1:
-                raise ValueError(f"phases.{index}.tokens={config.tokens} must be at least 1.")
+            _check_sizes(index, config, run)
             base = config.rotary_base if config.rotary_base is not None else base
             phase = Phase(
                 index=index,
@@ -117,3 +116,20 @@ class Plan:
         rest = max(here.config.tokens - state.phase_tokens, 0)
         later = sum(p.steps for p in self.phases[state.phase + 1 :])
         return -(-rest // (size * here.seq_length)) + later
+
+
+def _check_sizes(index: int, config: PhaseConfig, run: RunConfig) -> None:
+    """Refuse lengths and batches below 1, which no arithmetic survives."""
+    key = f"phases.{index}"
+    sizes: dict[str, int | None] = {
+        f"{key}.tokens": config.tokens,
+        f"{key}.seq_length": config.seq_length,
+        f"{key}.global_batch_size": config.global_batch_size,
+        "batch.seq_length": run.batch.seq_length,
+        "batch.global_batch_size": run.batch.global_batch_size,
+    }
+    for number, step in enumerate(config.batch_steps):
+        sizes[f"{key}.batch_steps.{number}.global_batch_size"] = step.global_batch_size
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name}={size} must be at least 1.")

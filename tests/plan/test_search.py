@@ -92,6 +92,22 @@ def test_preflight_reports_every_refusal_and_goes_on():
     assert "out of memory" in found["memory and time"].words
 
 
+def test_preflight_says_that_a_cluster_without_accelerators_is_not_planned():
+    (found,) = [
+        one
+        for one in check_all(compose(["recipe=index_1p9b/pretrain"]), data=False, real=False)
+        if one.name == "memory and time"
+    ]
+    assert not found.refused and "cluster.gpus_per_node=0" in found.words
+
+
+@pytest.mark.parametrize("key", ["price_per_gpu_hour", "failures_per_gpu_hour", "nodes"])
+def test_a_cluster_of_negative_figures_is_refused(key):
+    job = compose([*SKYWORK, f"cluster.{key}=-1"])
+    with pytest.raises(ValueError, match=f"cluster.{key}=-1.* must not be negative"):
+        job.cluster.check()
+
+
 def test_preflight_plans_nothing_that_has_no_shape():
     job = compose([*SKYWORK, "parallel.tensor_model_parallel_size=8"])
     found = {one.name: one for one in check_all(job, data=False)}

@@ -90,6 +90,13 @@ def test_steps_left_count_down_to_zero():
          ["phases.0.batch_steps.0.global_batch_size=7", "6 or 8"]),
         (run(PhaseConfig(tokens=64, batch_growth=PlateauGrowth(max_global_batch_size=7))),
          ["batch_growth.max_global_batch_size=7"]),
+        (run(batch__seq_length=0), ["batch.seq_length=0", "at least 1"]),
+        (run(PhaseConfig(tokens=64, global_batch_size=-2)), ["phases.0.global_batch_size=-2"]),
+        (run(PhaseConfig(tokens=640, batch_steps=[BatchStep(after_tokens=9, global_batch_size=0)])),
+         ["phases.0.batch_steps.0.global_batch_size=0", "at least 1"]),
+        (run(parallel__pipeline_model_parallel_size=2,
+             parallel__virtual_pipeline_model_parallel_size=0),
+         ["virtual_pipeline_model_parallel_size=0", "null"]),
         (run(name="a/b"), ["name='a/b'"]),
         (run(model__num_query_groups=3), ["num_query_groups=3", "1, 2 or 4"]),
         (run(model__norm_head=True, model__untie_embeddings_and_output_weights=False),
@@ -107,8 +114,9 @@ def test_an_impossible_run_is_refused_with_key_arithmetic_and_way_out(config, wo
 
 def test_a_world_size_that_holds_no_whole_model_is_refused():
     config = run(parallel__tensor_model_parallel_size=2, parallel__pipeline_model_parallel_size=2)
-    with pytest.raises(ValueError, match=r"world size 6 is not a multiple of .* 2\*2\*1 = 4"):
+    with pytest.raises(ValueError, match=r"world size 6 is not a multiple of .* 2\*2\*1 = 4") as no:
         check_run(config, world_size=6)
+    assert "tensor_model_parallel_size to 1 or 3" in str(no.value)
 
 
 def test_uneven_stages_are_counted_and_leftovers_refused():
@@ -119,6 +127,10 @@ def test_uneven_stages_are_counted_and_leftovers_refused():
     config.parallel.pipeline_model_parallel_size = 2
     with pytest.raises(ValueError, match="leave 2 of"):
         config.parallel.layers_per_stage(4)
+    config.parallel.pipeline_model_parallel_size = 6
+    # 10 layers between the ends: 1, 2, 5 or 10 stages there, and the two ends.
+    with pytest.raises(ValueError, match=r"10 layers / 4 middle stages\): use 3, 4 or 7 stages"):
+        config.parallel.layers_per_stage(12)
 
 
 def test_padding_follows_megatrons_rule():
