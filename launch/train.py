@@ -22,6 +22,7 @@ from launch.config import JobConfig
 from megatron_ext.check import check_run
 from megatron_ext.given import check_given
 from megatron_ext.parallel.env import Env
+from megatron_ext.plan import rope_reach
 from megatron_ext.resilience.outcome import Outcome, clear_outcome, read_outcome, write_outcome
 from megatron_ext.train.sources import open_sources, open_validation
 
@@ -91,6 +92,8 @@ def start(job: JobConfig) -> int:
         raise
     run_dir = Path(job.folder())
     if env.rank == 0:
+        for sentence in rope_reach.warnings(job):
+            print(f"warning: {sentence}", file=sys.stderr)
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         clear_outcome(run_dir)
         compose.save(job, run_dir / "config.yaml")
