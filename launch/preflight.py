@@ -51,7 +51,7 @@ def check_shapes(job: "JobConfig") -> str:
 
 
 def check_positions(job: "JobConfig") -> str:
-    """The RoPE base of every phase carries its sequences; a warning, for a short run may be meant."""
+    """The RoPE base of every phase carries its sequences: else a warning, for it may be meant."""
     from megatron_ext.plan import rope_reach
     from megatron_ext.train.phases import Plan
 

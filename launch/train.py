@@ -92,14 +92,19 @@ def start(job: JobConfig) -> int:
         raise
     run_dir = Path(job.folder())
     if env.rank == 0:
-        for sentence in rope_reach.warnings(job):
-            print(f"warning: {sentence}", file=sys.stderr)
+        warn(job)
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         clear_outcome(run_dir)
         compose.save(job, run_dir / "config.yaml")
     if nproc == 1:
         return train(job)
     return _several(job, nproc)
+
+
+def warn(job: JobConfig) -> None:
+    """Say what is likely a mistake and may be meant."""
+    for sentence in rope_reach.warnings(job):
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _refuse(job: JobConfig, cause: str) -> None:

@@ -138,9 +138,7 @@ def _score(
     return found
 
 
-def compare(
-    scored: "list[tuple[Curve, np.ndarray]]", *, trained: int, length: int
-) -> list[Curve]:
+def compare(scored: "list[tuple[Curve, np.ndarray]]", *, trained: int, length: int) -> list[Curve]:
     """The curves with their means past ``trained``, each held against the last."""
     bins = scored[0][1].shape[1]
     first = -(-trained * bins // length)

@@ -109,9 +109,7 @@ def score(
     return np.stack(rows)
 
 
-def _passes(
-    setting: Setting, length: int, *, trained: int, bins: int
-) -> Iterator[tuple[int, int]]:
+def _passes(setting: Setting, length: int, *, trained: int, bins: int) -> Iterator[tuple[int, int]]:
     """Positions [start, end) to take from a forward over the first ``end`` tokens."""
     ends = [length]
     if setting.method == "dynamic":  # up to the trained length the frequencies are the same

@@ -28,7 +28,7 @@ def linear(base: float, dim: int, *, factor: float) -> Tensor:
 
 
 def dynamic_ntk(base: float, dim: int, *, factor: float, length: int, trained: int) -> Tensor:
-    """Frequencies of a base that grows with the text, so that the slowest pair is interpolated most.
+    """Frequencies of a base that grows with the text: the slowest pair is interpolated most.
 
     ``base * (s L / L0 - (s - 1)) ** (D / (D - 2))`` for ``length`` L, ``trained`` L0 and ``factor``
     s; unchanged up to L0. transformers' rope type ``dynamic``, after bloc97 and emozilla; the

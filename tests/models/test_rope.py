@@ -1,4 +1,4 @@
-"""Frequencies are those of transformers' rope types, channel by channel; bad factors are refused."""
+"""Frequencies are those of transformers' rope types, channel by channel; factors are checked."""
 
 import pytest
 import torch
