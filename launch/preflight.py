@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 OFF = "-"
 """Result of a check that has nothing to look at."""
 
+WARNING = "!"
+"""Result of a check that found what is likely a mistake, and may be meant."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -46,6 +49,17 @@ def check_shapes(job: "JobConfig") -> str:
         f"{len(plan.phases)} phases, {plan.steps:,} steps, {plan.tokens / 1e9:,.1f} B tokens on "
         f"{world_size(job)} ranks"
     )
+
+
+def check_positions(job: "JobConfig") -> str:
+    """The RoPE base of every phase carries its sequences: else a warning, for it may be meant."""
+    from megatron_ext.plan import rope_reach
+    from megatron_ext.train.phases import Plan
+
+    if sentences := rope_reach.warnings(job):
+        return f"{WARNING} {' '.join(sentences)}"
+    longest = max(phase.seq_length for phase in Plan.of(job).phases)
+    return f"RoPE carries {longest:,} tokens"
 
 
 def check_placement(job: "JobConfig") -> str:
@@ -146,7 +160,7 @@ def check_memory(job: "JobConfig") -> str:
 
 def check_dry_run(job: "JobConfig") -> str:
     """The code that trains builds every distinct rank, with the planned bytes."""
-    from megatron_ext.plan.dry_run import dry_run
+    from megatron_ext.plan.dry_run import built_parameters, dry_run
 
     built = dry_run(job, world_size(job))
     for one in built:
@@ -157,7 +171,11 @@ def check_dry_run(job: "JobConfig") -> str:
             )
     ranks = ", ".join(str(one.rank) for one in built)
     worst = max(abs(off) for one in built for off in one.off().values())
-    return f"ranks {ranks} of {world_size(job)} built; bytes as planned to {worst:.2%}"
+    total = built_parameters(job, world_size(job), built)
+    return (
+        f"ranks {ranks} of {world_size(job)} built; {total:,} parameters; bytes as planned to "
+        f"{worst:.2%}"
+    )
 
 
 def check_all(job: "JobConfig", *, data: bool = True, real: bool = True) -> Iterator[Finding]:
@@ -166,7 +184,7 @@ def check_all(job: "JobConfig", *, data: bool = True, real: bool = True) -> Iter
     ``data=False`` leaves out what is not on this machine, ``real=False`` the dry run.
     """
     checks: list[tuple[str, Callable[[JobConfig], str]]] = [("shapes", check_shapes)]
-    checks += [("placement", check_placement)]
+    checks += [("positions", check_positions), ("placement", check_placement)]
     if data:
         checks += [("data", check_data), ("tokenizer", check_tokenizer), ("disk", check_disk)]
         checks += [("parent", check_parent)]
@@ -175,7 +193,7 @@ def check_all(job: "JobConfig", *, data: bool = True, real: bool = True) -> Iter
         checks += [("dry run", check_dry_run)]
     sound = True
     for name, check in checks:
-        if name in ("memory and time", "dry run") and not sound:
+        if name in ("positions", "memory and time", "dry run") and not sound:
             continue
         finding = _tried(name, lambda check=check: check(job))  # type: ignore[misc]
         sound = sound and not (name == "shapes" and finding.refused)
@@ -216,8 +234,10 @@ def main() -> int:
 
 def say(finding: Finding) -> int:
     """Print a line; 1 when it is a refusal."""
-    mark = "REFUSED" if finding.refused else "skipped" if finding.words[0] == OFF else "ok"
-    print(f"{mark:<8} {finding.name:<16} {finding.words.removeprefix(OFF).strip()}", flush=True)
+    marks = {OFF: "skipped", WARNING: "warning"}
+    mark = "REFUSED" if finding.refused else marks.get(finding.words[0], "ok")
+    words = finding.words if mark in ("REFUSED", "ok") else finding.words[1:].strip()
+    print(f"{mark:<8} {finding.name:<16} {words}", flush=True)
     return int(finding.refused)
 
 

@@ -25,6 +25,7 @@ from megatron_ext.checkpoint.resumable import check_resumable
 from megatron_ext.given import check_given
 from megatron_ext.parallel.env import Env
 from megatron_ext.resilience import lock
+from megatron_ext.plan import rope_reach
 from megatron_ext.resilience.outcome import Outcome, clear_outcome, read_outcome, write_outcome
 from megatron_ext.train.sources import open_sources, open_validation
 
@@ -95,6 +96,7 @@ def start(job: JobConfig) -> int:
         raise
     run_dir = Path(job.folder())
     if env.rank == 0:
+        warn(job)
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     # One rank speaks for all; under Slurm the lease decides, and the watcher starts the ranks.
     with lock.held(run_dir) if env.rank == 0 else nullcontext():
@@ -102,6 +104,12 @@ def start(job: JobConfig) -> int:
             clear_outcome(run_dir)
             compose.save(job, run_dir / "config.yaml")
         return train(job) if nproc == 1 else _several(job, nproc)
+
+
+def warn(job: JobConfig) -> None:
+    """Say what is likely a mistake and may be meant."""
+    for sentence in rope_reach.warnings(job):
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _refuse(job: JobConfig, cause: str) -> None:

@@ -1,5 +1,6 @@
 """Everything about a run that can be refused without torch, data or a GPU, in one call."""
 
+import math
 import re
 
 from megatron_ext.config import RunConfig
@@ -57,6 +58,16 @@ def _check_intervals(run: RunConfig) -> None:
 def _check_phase(run: RunConfig, phase: Phase, data_parallel_size: int) -> None:
     key = f"phases.{phase.index}"
     check_words(key, phase.config)
+    for name in ("seq_length", "global_batch_size"):
+        value = getattr(phase.config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{key}.{name}={value} must be at least 1, or null for the run's own.")
+    if not 1 < phase.rotary_base < math.inf:
+        own = phase.config.rotary_base is not None
+        raise ValueError(
+            f"{f'{key}.rotary_base' if own else 'model.rotary_base'}={phase.rotary_base:g} must "
+            f"be a number above 1: channel pair i turns by base ** (-2 i / D) a token."
+        )
     _check_sequence(run, phase)
     _check_batches(run, phase, data_parallel_size)
     _check_mixture(run, phase, key)
@@ -132,5 +143,8 @@ def _check_mixture(run: RunConfig, phase: Phase, key: str) -> None:
             raise ValueError(f"{key}.{field} must sum to 1, but {parts} = {total:.6g}.")
     if phase.config.mixture_end and not phase.config.mixture:
         raise ValueError(f"{key}.mixture_end needs {key}.mixture to ramp from.")
-    if phase.config.ramp_power <= 0:
-        raise ValueError(f"{key}.ramp_power={phase.config.ramp_power} must be above 0.")
+    if not 0 < phase.config.ramp_power < math.inf:
+        raise ValueError(
+            f"{key}.ramp_power={phase.config.ramp_power} must be a number above 0: shares are "
+            f"start + (end - start) * x ** ramp_power."
+        )

@@ -229,7 +229,10 @@ def layout(run: "RunConfig") -> dict[str, Any]:
 
 def _describe(run: "RunConfig", state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
     phase = int(state.get("phase", 0))
-    bases = [one.rotary_base for one in run.phases[: phase + 1] if one.rotary_base is not None]
+    # The end of a phase is saved as the start of the next, which has trained nothing yet.
+    trained = run.phases[: phase + (1 if state.get("phase_step", 1) else 0)]
+    bases = [one.rotary_base for one in trained if one.rotary_base is not None]
+    lengths = [one.seq_length or run.batch.seq_length for one in trained]
     return {
         "step": state["step"],
         "tokens": state.get("tokens", 0),
@@ -239,6 +242,7 @@ def _describe(run: "RunConfig", state: dict[str, Any], optimizer: Any) -> dict[s
         "padded_vocab": run.model.padded_vocab(run.parallel.tensor_model_parallel_size),
         "norm_head": run.model.norm_head,
         "rotary_base": bases[-1] if bases else run.model.rotary_base,
+        "seq_length": lengths[-1] if lengths else run.batch.seq_length,
         "dtype": run.precision.dtype,
         "tokenizer_sha256": None,
         "layer_map": None,

@@ -51,11 +51,15 @@ class DataConfig:
     """Train on seeded random tokens and leave the sources unread: for dry runs and benchmarks."""
 
     def check(self) -> None:
-        """Refuse a tokenizer kind that no table knows.
+        """Refuse a tokenizer kind that no table knows, and a limit that allows nothing.
 
         Raises:
-            ValueError: naming the dotted key and the known words.
+            ValueError: naming the dotted key and what it may be.
         """
         kinds = ("sentencepiece", "tiktoken", "huggingface")
         if self.tokenizer.kind not in kinds:
             raise unknown_choice("data.tokenizer.kind", self.tokenizer.kind, kinds)
+        for name, source in self.sources.items():
+            if not source.max_epochs > 0:  # NaN limits nothing
+                key = f"data.sources.{name}.max_epochs"
+                raise ValueError(f"{key}={source.max_epochs:g} must be above 0.")

@@ -52,6 +52,8 @@ class IndexedCorpus:
         size = self.idx_path.stat().st_size
         with open(self.idx_path, "rb") as file:
             head = file.read(HEADER_BYTES)
+        if not head:
+            raise self._refusal(f"{self.idx_path.name} is empty (0 bytes)")
         if len(head) < HEADER_BYTES or head[:9] != MAGIC:
             raise self._refusal(f"{self.idx_path.name} does not begin as a Megatron index does")
         version, code, sequences, documents = struct.unpack("<QBQQ", head[9:])

@@ -193,16 +193,3 @@ def _wrap_ddp(run: RunConfig, config: "TransformerConfig", chunks: list[Any]) ->
         )
         wrapped.append(DistributedDataParallel(config, ddp, chunk, disable_bucketing=number > 0))
     return wrapped
-
-
-def set_rotary_base(chunks: list[Any], base: float) -> None:
-    """Give every chunk another RoPE base from its next forward on."""
-    for chunk in chunks:
-        module = chunk
-        while hasattr(module, "module"):
-            module = module.module
-        rotary = module.rotary_pos_emb
-        dim = 2 * rotary.inv_freq.shape[0]
-        exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=rotary.inv_freq.device) / dim
-        rotary.inv_freq = 1.0 / (base**exponent)
-        type(rotary).forward.cache_clear()

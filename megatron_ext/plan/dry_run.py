@@ -26,6 +26,9 @@ class Counted:
     stage: int
     tp_rank: int
     parameters: int
+    whole: int
+    """Parameters of the stage over all its TP positions, replicated ones once."""
+
     weights: int
     gradients: int
     optimizer: int
@@ -55,13 +58,28 @@ def rank_at(layout: Layout, order: str, *, tp_rank: int, stage: int) -> int:
     return rank
 
 
-def distinct_stages(shape: Shape, layout: Layout) -> list[int]:
-    """One stage of each kind: by layers of its chunks, and by being the first or the last."""
+def alike(shape: Shape, layout: Layout) -> list[int]:
+    """For every stage the first of its kind: by layers of its chunks, and by being an end."""
     seen: dict[tuple[Any, ...], int] = {}
-    for stage, chunks in enumerate(layout.chunk_layers(shape.layers)):
-        kind = (tuple(chunks), stage == 0, stage == layout.pp - 1)
-        seen.setdefault(kind, stage)
-    return sorted(seen.values())
+    kinds = [
+        (tuple(chunks), stage == 0, stage == layout.pp - 1)
+        for stage, chunks in enumerate(layout.chunk_layers(shape.layers))
+    ]
+    return [seen.setdefault(kind, stage) for stage, kind in enumerate(kinds)]
+
+
+def distinct_stages(shape: Shape, layout: Layout) -> list[int]:
+    """One stage of each kind."""
+    return sorted(set(alike(shape, layout)))
+
+
+def built_parameters(run: RunConfig, world_size: int, built: list[Counted]) -> int:
+    """Parameters of the whole model, padding rows of the vocabulary left out."""
+    layout = Layout.of(run, world_size)
+    shape = Shape.of(run.model, layout.tp)
+    of = {one.stage: one.whole for one in built if one.tp_rank == 0}
+    padding = (shape.vocab - run.model.vocab_size) * shape.hidden * (1 if shape.tied else 2)
+    return sum(of[stage] for stage in alike(shape, layout)) - padding
 
 
 def dry_run(run: RunConfig, world_size: int) -> list[Counted]:
@@ -180,10 +198,23 @@ def _count(run: RunConfig, groups: Any) -> dict[str, int]:
         elements += sum(p.numel() for group in one.optimizer.param_groups for p in group["params"])
     return {
         "parameters": sum(p.numel() for p in parameters),
+        "whole": _whole(chunks),
         "weights": held,
         "gradients": sum(_bytes(buffer.grad_data) for buffer in buffers),
         "optimizer": elements * (master + 8),
     }
+
+
+def _whole(chunks: list[Any]) -> int:
+    """Elements of everything that a checkpoint would hold of these chunks, at any TP."""
+    from megatron_ext.checkpoint.state import model_parts
+
+    sizes = {}
+    for _, parts in model_parts(chunks):
+        for part in parts:  # layers of one kind share a key, and differ in its first axes
+            lead = len(part.shape) - len(part.local_shape)
+            sizes[part.key, part.origin[:lead]] = math.prod(part.shape[lead:])
+    return sum(sizes.values())
 
 
 def _bytes(tensor: Any) -> int:

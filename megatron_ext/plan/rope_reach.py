@@ -6,7 +6,9 @@ longest context is the period of that channel.
 """
 
 import math
+from pathlib import Path
 
+from megatron_ext.checkpoint.parent import trained_length
 from megatron_ext.config import RunConfig
 from megatron_ext.train.phases import Plan
 
@@ -28,17 +30,19 @@ def smallest_base(
 
 def _exponent(rotary_dim: int, trained: int, trained_base: float) -> float:
     turns = math.log(trained / (2 * math.pi)) / math.log(trained_base)
-    return math.ceil(rotary_dim / 2 * turns) * 2 / rotary_dim
+    return max(math.ceil(rotary_dim / 2 * turns), 1) * 2 / rotary_dim
 
 
 def warnings(run: RunConfig, *, trained: int | None = None) -> list[str]:
     """One sentence for every phase whose sequences outrun its base.
 
-    ``trained`` is the length before the run; without it the run's own first phase counts.
+    ``trained`` is the length before the run; without it what ``checkpoint.load`` says of itself,
+    and else the run's own first phase.
     """
     plan, found = Plan.of(run), []
     rotary_dim = int(run.model.head_dim() * run.model.rotary_percent)
-    length, base = trained or plan.phases[0].seq_length, run.model.rotary_base
+    length = trained or _before(run) or plan.phases[0].seq_length
+    base = run.model.rotary_base
     for phase in plan.phases:
         if phase.seq_length <= length:
             continue
@@ -52,3 +56,14 @@ def warnings(run: RunConfig, *, trained: int | None = None) -> list[str]:
                 f"{phase.seq_length:,}: use at least {need:,.0f} (arXiv:2310.05209)."
             )
     return found
+
+
+def _before(run: RunConfig) -> int | None:
+    """Length that the checkpoint to go on from was trained at; None where it cannot be read.
+
+    Whether it can be used is for those who load it to say.
+    """
+    try:
+        return trained_length(Path(run.checkpoint.load)) if run.checkpoint.load else None
+    except (ValueError, OSError):
+        return None

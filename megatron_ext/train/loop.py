@@ -8,7 +8,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ext.config import RunConfig
 from megatron_ext.data.held_out import HeldOut
-from megatron_ext.models.gpt import set_rotary_base
+from megatron_ext.models.rope import set_rotary_base
 from megatron_ext.optim.build import reset_moments, set_learning_rate
 from megatron_ext.optim.growth import PlateauState
 from megatron_ext.optim.schedule import learning_rate

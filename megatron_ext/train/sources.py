@@ -86,6 +86,8 @@ def _open(
     run: RunConfig, wanted: Mapping[str, SourceConfig], *, key: str
 ) -> dict[str, IndexedCorpus]:
     tokenizer = run.data.tokenizer.path
+    if tokenizer and not Path(tokenizer).is_file():
+        raise ValueError(f"data.tokenizer.path={tokenizer}: there is no such file.")
     digest = sha256_of(Path(tokenizer)) if tokenizer else ""
     opened = {}
     for name, source in wanted.items():

@@ -85,7 +85,11 @@ def test_truncated_index_is_refused(tmp_path):
 def test_empty_corpus_is_refused(tmp_path):
     with CorpusWriter(tmp_path / "c", dtype=np.int32):
         pass
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="empty: 0 documents"):
+        IndexedCorpus(tmp_path / "c")
+    for end in ("bin", "idx"):
+        (tmp_path / f"c.{end}").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"c.idx is empty \(0 bytes\)"):
         IndexedCorpus(tmp_path / "c")
 
 

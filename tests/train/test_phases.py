@@ -1,5 +1,7 @@
 """The plan of a run: phases resolved, cut into steps, and refused when they cannot work."""
 
+import math
+
 import pytest
 
 from megatron_ext.check import check_run
@@ -81,6 +83,25 @@ def test_steps_left_count_down_to_zero():
         (run(parallel__sequence_parallel=True), ["sequence_parallel", "at least 2"]),
         (run(PhaseConfig(tokens=64, mixture={"web": 0.5, "books": 0.4})), ["0.5 + 0.4 = 0.9"]),
         (run(PhaseConfig(tokens=64, mixture={"wed": 1.0})), ["phases.0.mixture.wed", "web"]),
+        (run(PhaseConfig(tokens=64, mixture={"web": 1.5, "books": -0.5})),
+         ["phases.0.mixture.web=1.5", "between 0 and 1"]),
+        (run(PhaseConfig(tokens=64, mixture={"web": math.nan, "books": 1.0})),
+         ["phases.0.mixture.web=nan", "between 0 and 1"]),
+        (run(PhaseConfig(tokens=64, mixture={"web": 1.0}, mixture_end={"web": 0.6})),
+         ["phases.0.mixture_end", "0.6 = 0.6"]),
+        (run(PhaseConfig(tokens=64, mixture_end={"web": 1.0})),
+         ["phases.0.mixture_end needs phases.0.mixture"]),
+        *((run(PhaseConfig(tokens=64, ramp_power=power)), [f"phases.0.ramp_power={power}", "x **"])
+          for power in (0.0, math.nan, math.inf)),
+        (run(PhaseConfig(tokens=64), PhaseConfig(tokens=64, rotary_base=0.0)),
+         ["phases.1.rotary_base=0 must", "base **"]),
+        (run(model__rotary_base=-1e4), ["model.rotary_base=-10000 must"]),
+        (run(PhaseConfig(tokens=64, seq_length=0)), ["phases.0.seq_length=0", "null"]),
+        (run(PhaseConfig(tokens=64, global_batch_size=0)), ["phases.0.global_batch_size=0"]),
+        (run(data__sources={"web": SourceConfig(path="w", max_epochs=math.nan)}),
+         ["data.sources.web.max_epochs=nan must be above 0"]),
+        (run(PhaseConfig(tokens=64, batch_steps=[BatchStep(after_tokens=64, global_batch_size=8)])),
+         ["phases.0.batch_steps.0.after_tokens=64", "phases.0.tokens=64"]),
         (run(PhaseConfig(tokens=64, packing="tight")), ["packing=tight", "crossdoc"]),
         (run(PhaseConfig(tokens=64, optimizer_state="drop")), ["optimizer_state=drop", "reset"]),
         (run(PhaseConfig(tokens=64, schedule=ScheduleConfig(name="wds"))), ["name=wds", "wsd"]),

@@ -143,7 +143,8 @@ def test_initial_deviation_follows_the_config_with_and_without_scaled_outputs():
 
 
 def _rotary_base():
-    from megatron_ext.models.gpt import build_model, set_rotary_base
+    from megatron_ext.models.gpt import build_model
+    from megatron_ext.models.rope import set_rotary_base
 
     run = small()
     groups, (chunk,) = build(run, wrap_ddp=False)
@@ -160,6 +161,28 @@ def _rotary_base():
 
 def test_the_rotary_base_can_change_between_two_forwards():
     run_on_ranks(_rotary_base, world_size=1)
+
+
+def _stretched():
+    from megatron_ext.models import rope
+
+    run = small(model={"rotary_percent": 0.5})
+    _, (chunk,) = build(run, wrap_ddp=False)
+    tokens, dim = _tokens(20), rope.rotated_channels(chunk)
+    assert dim == 8
+    with torch.no_grad():
+        plain = chunk(tokens, positions(tokens), None)
+        rope.set_frequencies([chunk], rope.linear(10000.0, dim, factor=4))
+        ours = chunk(tokens, positions(tokens), None)
+        rope.set_rotary_base([chunk], 10000.0)
+        chunk.rotary_pos_emb.seq_len_interpolation_factor = 4
+        type(chunk.rotary_pos_emb).forward.cache_clear()
+        torch.testing.assert_close(ours, chunk(tokens, positions(tokens), None))
+    assert not torch.allclose(plain[..., :V], ours[..., :V])
+
+
+def test_linear_scaling_is_megatrons_interpolation_of_positions():
+    run_on_ranks(_stretched, world_size=1)
 
 
 def _meta():

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from launch.compose import compose, save
+from megatron_ext.checkpoint.parent import trained_length
+from megatron_ext.convert.described import model_of
 from megatron_ext.parallel.env import Env
 from megatron_ext.testing import meeting, run_on_ranks
 from megatron_ext.train.read_metrics import read
@@ -96,6 +98,13 @@ def test_a_stopped_run_resumes_as_if_it_had_not_been(tmp_path, layout, precision
     assert exact(resumed) == exact(whole)
     for mine, theirs in zip(resumed, whole, strict=True):
         assert mine["gradient_share"] == theirs["gradient_share"]
+
+
+def test_a_checkpoint_tells_what_its_weights_were_trained_at_not_what_comes_next(tmp_path):
+    fit(tmp_path / "run", "phases.1.rotary_base=320000", "phases.1.seq_length=64", stop_at=7)
+    for step, base, length in ((6, 10000.0, 32), (7, 320000.0, 64)):
+        path = tmp_path / "run" / "checkpoints" / f"step_{step:08d}"
+        assert model_of(path)[0].rotary_base == base and trained_length(path) == length
 
 
 def test_every_step_reports_what_a_person_wants_to_know(tmp_path):
