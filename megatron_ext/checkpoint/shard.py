@@ -6,7 +6,7 @@ another), but no process is spawned, and the hash is computed beside the write.
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ class Slot:
     """Whether the first axis carries padding rows, which may differ in number."""
     shared: bool = False
     """Whether every data-parallel rank holds the same box."""
+    blocks: Iterator[memoryview] | None = None
+    """Where the elements come from instead, in order; ``data`` then only has their shape."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def write_shard(path: Path, slots: Iterable[Slot]) -> Shard:
     with open(path, "xb", buffering=BESIDE) as file, _without_crc(), _hashing(file) as sink:
         for slot in slots:
             start = sink.bytes
+            sink.blocks, sink.expected = slot.blocks, slot.data.nbytes
             torch.save(_detached(slot), sink)
             piece = Piece(slot.box, path.name, start, sink.bytes - start)
             known = tensors.get(slot.key)
@@ -82,9 +85,13 @@ class _Sink:
 
     def __init__(self, file: Any, pool: ThreadPoolExecutor) -> None:
         self.file, self.pool, self.digest, self.bytes = file, pool, hashlib.sha256(), 0
+        self.blocks: Iterator[memoryview] | None = None
+        self.expected = 0
 
     def write(self, block: Any) -> int:
         view = memoryview(block).cast("B")
+        if self.blocks is not None and len(view) == self.expected:  # the elements, and no header
+            return self._stream()
         hashed = self.pool.submit(self.digest.update, view) if len(view) >= BESIDE else None
         try:
             self.file.write(view)
@@ -95,6 +102,17 @@ class _Sink:
             self.digest.update(view)
         self.bytes += len(view)
         return len(view)
+
+    def _stream(self) -> int:
+        """Write and hash ``blocks`` in turn: each is in the core's cache for both."""
+        done, blocks, self.blocks = 0, self.blocks or iter(()), None
+        for part in blocks:
+            self.digest.update(part)
+            self.file.write(part)
+            done += len(part)
+        assert done == self.expected, f"{done} of {self.expected} bytes were streamed"
+        self.bytes += done
+        return done
 
     def flush(self) -> None:
         """torch.save asks for it after every tensor; once at the end is enough."""

@@ -4,7 +4,7 @@ Bytes go from the file straight to their place: a layer that was saved on one ra
 twice. No process group, no model and no Megatron are needed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron_ext.checkpoint import index
 from megatron_ext.checkpoint.index import Piece
-from megatron_ext.checkpoint.rectangles import Box, overlap, whole
+from megatron_ext.checkpoint.rectangles import Box, overlap
 from megatron_ext.convert.stored import Stored, chunk_at
 
 
@@ -26,55 +26,69 @@ class ShardedTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     pieces: tuple[Piece, ...]
+    _chunks: dict[Piece, Stored] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def bytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
-    def read(self, layer: int | None = None) -> Tensor:
-        """All of it, or one layer of a stack.
+    def read(self, layer: int | None = None, *, rows: tuple[int, int] | None = None) -> Tensor:
+        """All of it, or one layer of a stack; or only ``rows`` = (first, number) of either.
 
         Raises:
             ValueError: parts are missing.
         """
-        wanted = whole(self.shape)
-        if layer is not None:
-            wanted = Box((layer, *wanted.offset[1:]), (1, *self.shape[1:]))
+        lead = () if layer is None else (layer,)
+        shape = self.shape[len(lead) :]
+        first, number = rows or (0, shape[0])
+        offset = (*lead, first, *(0 for _ in shape[1:]))
+        wanted = Box(offset, (*(1 for _ in lead), number, *shape[1:]))
         out = torch.empty(wanted.size, dtype=self.dtype)
         missing = out.numel()
         for piece in self.pieces:
             shared = overlap(wanted, piece.box)
             if shared is not None:
-                self._copy(piece, shared, wanted, out)
+                self._copy(piece, shared, out[tuple(_slices(shared, wanted))])
                 missing -= shared.numel()
         if missing:
             where = self.key if layer is None else f"{self.key} of layer {layer}"
             raise ValueError(f"{where}: {missing} of {out.numel()} numbers are not stored.")
         return out if layer is None else out[0]
 
-    def _copy(self, piece: Piece, shared: Box, wanted: Box, out: Tensor) -> None:
-        """Put what ``piece`` holds of ``wanted`` into ``out``."""
-        stored = chunk_at(self.folder / piece.file, piece.offset, piece.length)
-        if stored.shape != piece.box.size:
-            raise ValueError(
-                f"{stored.path} holds {list(stored.shape)} where {index.INDEX} promises "
-                f"{list(piece.box.size)}: they are of different checkpoints."
-            )
-        target = out[tuple(_slices(shared, wanted))]
-        if target.is_contiguous() and shared == piece.box:
-            flat = Stored(stored.path, stored.begin, stored.dtype, tuple(target.shape))
-            flat.read_rows(target)
+    def _copy(self, piece: Piece, shared: Box, target: Tensor) -> None:
+        """Put what ``piece`` holds of the box ``shared`` into ``target``."""
+        stored = self._chunk(piece)
+        run = _run(shared, piece.box)
+        place = [i - o for i, o in zip(run.offset, piece.box.offset)]
+        skipped = sum(at * prod(piece.box.size[axis + 1 :]) for axis, at in enumerate(place))
+        begin = stored.begin + skipped * stored.dtype.itemsize
+        if run == shared and target.is_contiguous():
+            Stored(stored.path, begin, stored.dtype, run.size).read_rows(target)
         else:
-            target.copy_(_part(stored, piece.box, shared))
+            block = Stored(stored.path, begin, stored.dtype, run.size).read()
+            target.copy_(block[tuple(_slices(shared, run))])
+
+    def _chunk(self, piece: Piece) -> Stored:
+        """Where a piece's elements lie; found once."""
+        stored = self._chunks.get(piece)
+        if stored is None:
+            stored = chunk_at(self.folder / piece.file, piece.offset, piece.length)
+            if stored.shape != piece.box.size:
+                raise ValueError(
+                    f"{stored.path} holds {list(stored.shape)} where {index.INDEX} promises "
+                    f"{list(piece.box.size)}: they are of different checkpoints."
+                )
+            self._chunks[piece] = stored
+        return stored
 
 
-def _part(stored: Stored, box: Box, shared: Box) -> Tensor:
-    """The ``shared`` part of a stored box; of a stack of layers, only the layers asked for."""
-    first, rows = shared.offset[0] - box.offset[0], shared.size[0]
-    block = torch.empty((rows, *stored.shape[1:]), dtype=stored.dtype)
-    stored.read_rows(block, row=first)
-    inner = [slice(None), *_slices(shared, box)[1:]]
-    return block[tuple(inner)]
+def _run(shared: Box, box: Box) -> Box:
+    """The shortest contiguous run of ``box`` that holds ``shared``: whole in its later axes."""
+    axis = next((a for a, size in enumerate(shared.size) if size > 1), len(shared.size) - 1) + 1
+    return Box(
+        shared.offset[:axis] + box.offset[axis:],
+        shared.size[:axis] + box.size[axis:],
+    )
 
 
 def _slices(inner: Box, outer: Box) -> list[slice]:

@@ -36,13 +36,20 @@ FORMAT = {
 }
 
 
-def slot(key: str, tensor: Tensor, *, layer: int | None, layers: int) -> Slot:
-    """All of ``key``, or one layer of the stack of ``layers``."""
+def slot(
+    key: str,
+    tensor: Tensor,
+    *,
+    layer: int | None,
+    layers: int,
+    blocks: Iterator[memoryview] | None = None,
+) -> Slot:
+    """All of ``key``, or one layer of the stack of ``layers``; ``blocks`` as in Slot."""
     shape = tuple(tensor.shape)
     if layer is None:
-        return Slot(key, shape, whole(shape), tensor)
+        return Slot(key, shape, whole(shape), tensor, blocks=blocks)
     box = Box((layer, *(0 for _ in shape)), (1, *shape))
-    return Slot(key, (layers, *shape), box, tensor)
+    return Slot(key, (layers, *shape), box, tensor, blocks=blocks)
 
 
 def write_tensors(

@@ -6,6 +6,7 @@ tensor as one run of bytes; only finding that run differs.
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from math import prod
@@ -26,6 +27,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+BLOCK = 1 << 20  # bytes; between reading, summing and writing a block stays in its core's cache
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,16 @@ class Stored:
         buffer = memory(out)
         with open(self.path, "rb", buffering=0) as file:
             read_at(file.fileno(), buffer, self.begin + row * self.row_bytes, self.path)
+
+    def blocks(self, row: int, rows: int) -> Iterator[memoryview]:
+        """The bytes of ``rows`` rows from ``row`` on, each block in the place of the one before."""
+        buffer = memory(torch.empty(BLOCK, dtype=torch.uint8))
+        begin, size = self.begin + row * self.row_bytes, rows * self.row_bytes
+        with open(self.path, "rb", buffering=0) as file:
+            for done in range(0, size, BLOCK):
+                part = buffer[: min(BLOCK, size - done)]
+                read_at(file.fileno(), part, begin + done, self.path)
+                yield part
 
     def read(self) -> Tensor:
         """The whole tensor."""

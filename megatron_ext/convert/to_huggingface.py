@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from megatron_ext.convert.moves import Move, match, moves, source_shapes
 from megatron_ext.convert.norm_head import fold
 from megatron_ext.convert.report import Report
 from megatron_ext.convert.sharded_reader import ShardedFolder, open_sharded
-from megatron_ext.convert.stored import Stored, memory
+from megatron_ext.convert.stored import BLOCK, memory
 from megatron_ext.convert.to_megatron import tokenizer_sha256
 from megatron_ext.convert.unfinished import whole_or_absent
 from megatron_ext.convert.workers import Progress, run_all
@@ -84,7 +84,7 @@ def to_huggingface(
         write_text(aside / "config.json", json.dumps(config, indent=2) + "\n")
         report.tokenizer_sha256 = tokenizer_sha256(aside)
         _check_tokenizer(report.tokenizer_sha256, meta, tokenizer)
-        _read_back(aside, model, sums)
+        _read_back(aside, model, sums, workers)
     if fold_norm_head:
         report.head = "norm-head, folded"
     report.close(plan)
@@ -108,21 +108,31 @@ def _write_tensors(
         return prod(move.shape) * folder.tensors[move.key].dtype.itemsize
 
     def work(move: Move) -> None:
-        stored = folder.tensors[move.key].read(move.layer)
-        tensor = stored[: move.shape[0]].to(writer.places[move.pieces[0].name].dtype)
-        if folding and move.rule.megatron == "output_layer.weight":
-            tensor = fold(tensor)
+        stored = folder.tensors[move.key]
+        dtype = writer.places[move.pieces[0].name].dtype
+        folds = folding and move.rule.megatron == "output_layer.weight"
         for piece in move.pieces:
-            rows = tensor[piece.row : piece.row + piece.rows]
-            writer.write_rows(piece.name, rows, row=piece.source_row)
-            sums[piece.name][piece.source_row] = zlib.crc32(memory(rows))
-        name = str(tensor.dtype).removeprefix("torch.")
-        size = tensor.numel() * tensor.dtype.itemsize
-        report.add(move, dtype=name, size=size, padding_rows=len(stored) - len(tensor))
+            sums[piece.name][piece.source_row] = 0
+            for done, rows in _steps(piece.rows, prod(move.shape[1:]) * stored.dtype.itemsize):
+                tensor = stored.read(move.layer, rows=(piece.row + done, rows)).to(dtype)
+                tensor = fold(tensor) if folds else tensor
+                writer.write_rows(piece.name, tensor, row=piece.source_row + done)
+                before = sums[piece.name][piece.source_row]
+                sums[piece.name][piece.source_row] = zlib.crc32(memory(tensor), before)
+        name = str(dtype).removeprefix("torch.")
+        padding = 0 if move.layer is not None else stored.shape[0] - move.shape[0]
+        report.add(move, dtype=name, size=prod(move.shape) * dtype.itemsize, padding_rows=padding)
 
     done = Progress(sum(map(cost, plan)), progress)
-    run_all(plan, work, cost=cost, workers=workers, done=done)
+    # A tensor is never held, so that the memory budget of tensors has nothing to limit.
+    run_all(plan, work, cost=cost, workers=workers, done=done, budget=done.total)
     return sums
+
+
+def _steps(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """``rows`` as (first, number) in steps of about a block."""
+    step = max(BLOCK // row_bytes, 1)
+    return ((row, min(step, rows - row)) for row in range(0, rows, step))
 
 
 def _layout(
@@ -202,7 +212,9 @@ def _report(
     return report
 
 
-def _read_back(aside: Path, model: ModelConfig, sums: dict[str, dict[int, int]]) -> None:
+def _read_back(
+    aside: Path, model: ModelConfig, sums: dict[str, dict[int, int]], workers: int
+) -> None:
     """Open the folder as a reader would, and compare every byte with what was sent to it.
 
     Raises:
@@ -217,19 +229,17 @@ def _read_back(aside: Path, model: ModelConfig, sums: dict[str, dict[int, int]])
                 f"{getattr(model, key)} was meant"
             )
     found, _ = match(folder.tensors, again)
+    jobs = []
     for name, runs in sums.items():
         starts = sorted(runs)
-        ends = [*starts[1:], found[name].shape[0]]
-        for start, end in zip(starts, ends):
-            if _crc(found[name], start, end) != runs[start]:
-                raise OSError(f"{found[name].path}: {name} reads back other bytes than written")
+        jobs += [(name, *run) for run in zip(starts, [*starts[1:], found[name].shape[0]])]
 
+    def check(job: tuple[str, int, int]) -> None:
+        name, start, end = job
+        value = 0
+        for part in found[name].blocks(start, end - start):
+            value = zlib.crc32(part, value)
+        if value != sums[name][start]:
+            raise OSError(f"{found[name].path}: {name} reads back other bytes than written")
 
-def _crc(stored: Stored, start: int, end: int) -> int:
-    """CRC-32 of a run of rows, read in blocks of about 64 MiB."""
-    value, step = 0, max((64 << 20) // max(stored.row_bytes, 1), 1)
-    for row in range(start, end, step):
-        rows = torch.empty((min(step, end - row), *stored.shape[1:]), dtype=stored.dtype)
-        stored.read_rows(rows, row=row)
-        value = zlib.crc32(memory(rows), value)
-    return value
+    run_all(jobs, check, cost=lambda job: BLOCK, workers=workers)

@@ -1,12 +1,12 @@
-"""Hugging Face folder to distributed checkpoint, streaming: one tensor in memory at a time.
+"""Hugging Face folder to distributed checkpoint, streaming: a block a worker in memory.
 
-Every rule moves whole rows, so each piece is read from the Hugging Face file straight into its
-place in the Megatron tensor, whatever the fusing. Nothing is held twice.
+Every rule moves whole rows, so a Megatron tensor is a series of runs of Hugging Face bytes,
+whatever the fusing: they are read, hashed and written block by block.
 """
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from megatron_ext.convert.huggingface import HuggingFaceFolder, open_folder
 from megatron_ext.convert.moves import Move, match, moves
 from megatron_ext.convert.report import Report
 from megatron_ext.convert.sharded_writer import Files, add_files, finish, slot, write_tensors
-from megatron_ext.convert.stored import Stored
+from megatron_ext.convert.stored import BLOCK, Stored, memory
 from megatron_ext.convert.unfinished import whole_or_absent
 from megatron_ext.convert.workers import Progress
 from megatron_ext.models.config import ModelConfig
@@ -82,22 +82,46 @@ def _write_tensors(
         return prod(move.shape) * found[move.pieces[0].name].dtype.itemsize
 
     def make(move: Move) -> Slot:
-        tensor, padding = assemble(move, found, model)
-        if dtype is not None:
-            tensor = tensor.to(dtype)
+        kind, rows = _kind(move, found), _rows(move, model)
+        tensor = torch.empty((rows, *move.shape[1:]), dtype=dtype or kind)
+        parts: Iterator[memoryview] | None = blocks(move, found, rows, dtype or kind)
         name = str(tensor.dtype).removeprefix("torch.")
-        report.add(move, dtype=name, size=tensor.nbytes, padding_rows=padding)
-        return slot(move.key, tensor, layer=move.layer, layers=model.num_layers)
+        report.add(move, dtype=name, size=tensor.nbytes, padding_rows=rows - move.shape[0])
+        if tensor.nbytes < BLOCK:  # as short as what torch.save writes around it
+            memory(tensor)[:] = b"".join(parts)
+            parts = None
+        return slot(move.key, tensor, layer=move.layer, layers=model.num_layers, blocks=parts)
 
     done = Progress(sum(map(cost, plan)), progress)
-    return write_tensors(aside, plan, make, cost=cost, workers=workers, done=done)
+    # A tensor is never held, so that the memory budget of tensors has nothing to limit.
+    return write_tensors(
+        aside, plan, make, cost=cost, workers=workers, done=done, budget=done.total
+    )
 
 
-def assemble(move: Move, found: dict[str, Stored], model: ModelConfig) -> tuple[torch.Tensor, int]:
-    """One Megatron tensor, its vocabulary padded with zero rows, and how many those are.
+def blocks(
+    move: Move, found: dict[str, Stored], rows: int, dtype: torch.dtype
+) -> Iterator[memoryview]:
+    """The bytes of one Megatron tensor of ``rows`` rows in ``dtype``, the padding rows zero."""
+    for piece in move.pieces:
+        stored = found[piece.name]
+        for part in stored.blocks(piece.source_row, piece.rows):
+            if stored.dtype == dtype:
+                yield part
+            else:
+                yield memory(torch.frombuffer(part, dtype=stored.dtype).to(dtype))
+    left = (rows - move.shape[0]) * prod(move.shape[1:]) * dtype.itemsize
+    while left:
+        zeros = memoryview(bytes(min(left, BLOCK)))
+        yield zeros
+        left -= len(zeros)
+
+
+def _kind(move: Move, found: dict[str, Stored]) -> torch.dtype:
+    """The one dtype of a tensor's parts.
 
     Raises:
-        ValueError: its parts are of different dtypes.
+        ValueError: they are of several.
     """
     dtypes = {found[name].dtype for name in move.sources()}
     if len(dtypes) > 1:
@@ -105,15 +129,14 @@ def assemble(move: Move, found: dict[str, Stored], model: ModelConfig) -> tuple[
             f"{' and '.join(move.sources())} have different dtypes "
             f"({', '.join(sorted(map(str, dtypes)))}), and {move.name} is one tensor."
         )
-    rows = move.shape[0]
+    return dtypes.pop()
+
+
+def _rows(move: Move, model: ModelConfig) -> int:
+    """Rows of a Megatron tensor, its vocabulary padded."""
     if move.rule.megatron in ("embedding.word_embeddings.weight", "output_layer.weight"):
-        rows = model.padded_vocab(1)
-    tensor = torch.empty((rows, *move.shape[1:]), dtype=dtypes.pop())
-    tensor[move.shape[0] :].zero_()
-    for piece in move.pieces:
-        part = tensor[piece.row : piece.row + piece.rows]
-        found[piece.name].read_rows(part, row=piece.source_row)
-    return tensor, rows - move.shape[0]
+        return model.padded_vocab(1)
+    return move.shape[0]
 
 
 def _report(
