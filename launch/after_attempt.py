@@ -17,6 +17,7 @@ from megatron_ext.resilience.outcome import read_outcome
 from megatron_ext.resilience.policy import DAY, Decision, decide
 from megatron_ext.resilience.progress import newest_step, took_steps
 from megatron_ext.resilience.stop import stop_file
+from megatron_ext.resilience.stragglers import known
 
 if TYPE_CHECKING:
     from launch.config import JobConfig
@@ -138,6 +139,9 @@ def conclude(run_dir: Path, job: "JobConfig", name: str, *, exit_code: int, aske
         decision = replace(decision, action="requeue")  # these nodes are not ours for much longer
     restarts = len(list(folder_of(run_dir, attempt).glob("event-*.json")))
     record = closed(attempt, failure, decision, step=step, restarts=restarts)
+    if job.watch.straggler_strikes:
+        slow = [found.node for found in known(run_dir, attempt=name)]
+        record.suspects = list(dict.fromkeys([*record.suspects, *slow]))
     if failure.name == "superseded":
         # The lease is another's, and so is the history: only its own folder may be written.
         log.warning("%s", record.line())

@@ -19,6 +19,9 @@ from megatron_ext.resilience.config import WatchConfig
 from megatron_ext.resilience.council import PEER_SECONDS, Council, Order
 from megatron_ext.resilience.deadlines import Deadlines
 from megatron_ext.resilience.heartbeat import Heartbeat, now
+from megatron_ext.resilience.links import Links
+from megatron_ext.resilience.stacks import UNKNOWN
+from megatron_ext.resilience.stragglers import Straggler, record
 from megatron_ext.resilience.wire import Peer, free_port, listen
 
 log = logging.getLogger(__name__)
@@ -53,8 +56,10 @@ class Watcher:
         *,
         may_go_on: Callable[[], bool],
         has_outcome: Callable[[], bool],
+        unfit: Callable[[], str] = str,
     ) -> None:
-        self.seat, self._task = seat, task
+        """``unfit``: why this node must be left now, empty as long as it need not be."""
+        self.seat, self._task, self._unfit = seat, task, unfit
         self._may_go_on, self._has_outcome = may_go_on, has_outcome
         self._beat = Heartbeat()
         self._deadlines = Deadlines(seat.watch)
@@ -64,8 +69,11 @@ class Watcher:
         self._server: socket.socket | None = None
         self._peers: list[Peer] = []
         self._council: Council | None = None
-        self._collective = True
-        self._stacks_at = 0.0
+        self._place = UNKNOWN
+        self._stacks_at = self._pinged = 0.0
+        self._ping: tuple[float, float] | None = None
+        self._links = Links(seat.host)
+        self._tick = min(1.0, TICK_SECONDS * max(1.0, seat.world_size / 64))
 
     @property
     def heartbeat(self) -> Heartbeat:
@@ -125,7 +133,7 @@ class Watcher:
         heard = told = now()
         while True:
             self._pass_signals()
-            if now() - told >= TICK_SECONDS:
+            if now() - told >= self._tick:
                 self._link.send(self._status())
                 told = now()
             if self._council is not None:
@@ -152,7 +160,8 @@ class Watcher:
         self._deadlines.observe(beat)
         late = self._deadlines.overdue(beat, now()) if alive and self.seat.watch.hang else 0.0
         if self._stacks_at and child is not None and now() - self._stacks_at > 0.5:
-            self._collective, self._stacks_at = child.waits_for_others(), 0.0
+            self._place, self._stacks_at = child.place(), 0.0
+        sent, came = self._ping or (0.0, 0.0)
         return {
             "rank": self.seat.rank,
             "host": self.seat.host,
@@ -165,7 +174,12 @@ class Watcher:
             "overdue": late,
             "process": child.state() if alive and child is not None else "",
             "error": child.last_words() if child is not None and not alive else "",
-            "collective": self._collective,
+            "calls": beat.calls,
+            "call": self._place.call,
+            "frame": self._place.frame,
+            "unfit": self._unfit(),
+            "ping": sent,
+            "held": now() - came,
         }
 
     def _obey(self, order: dict[str, Any]) -> int | None:
@@ -176,6 +190,8 @@ class Watcher:
             return int(order["code"])
         if verb == "start":
             self._start(int(order["generation"]), int(order["port"]))
+        elif verb == "ping":
+            self._ping = float(order["at"]), now()
         elif verb == "kill" and self._child is not None:
             self._child.kill()
         elif verb == "stacks" and self._child is not None:
@@ -187,7 +203,7 @@ class Watcher:
         self._generation = generation
         self._beat.clear()
         self._beat.enter("start")
-        self._collective = True
+        self._place = UNKNOWN
         sockets = [p.connection for p in (self._link, *self._peers)]
         sockets += [self._server] if self._server is not None else []
 
@@ -213,14 +229,40 @@ class Watcher:
             for status in peer.receive():
                 peer.rank = int(status["rank"])
                 council.hear(peer.rank, status, now())
+                if status["ping"]:
+                    self._links.hear(status["host"], now() - status["ping"] - status["held"])
             if peer.broken and peer.rank is not None:
                 council.lose(peer.rank)
         self._peers = [peer for peer in self._peers if not peer.broken]
         if any(m.code == 0 for m in council.members.values()):
             council.outcome_seen = self._has_outcome()
         council.may_restart = self._may_go_on()
-        for order in council.tick(now()) or [Order("ping")]:
+        orders = council.tick(now())
+        if not orders and now() - self._pinged >= self._tick:
+            orders, self._pinged = [Order("ping")], now()
+        for order in orders:
             self._tell(council, order)
+        self._report_links(council)
+
+    def _report_links(self, council: Council) -> None:
+        """Say which nodes turned slow to reach, and which are well again."""
+        turned, well = self._links.tick(now())
+        step = max((m.step for m in council.members.values()), default=0)
+        for node in [*turned, *well]:
+            seconds, usual = turned.get(node, (0.0, 0.0))
+            ranks = [r for r, m in council.members.items() if m.host == node]
+            found = Straggler(
+                rank=min(ranks, default=0),
+                node=node,
+                ratio=seconds / usual if usual else 0.0,
+                seconds=seconds,
+                step=step,
+                attempt=self.seat.folder.name,
+                over=node in well,
+                kind="network",
+            )
+            log.warning("%s", found.line())
+            record(self.seat.folder.parents[1], found)
 
     def _tell(self, council: Council, order: Order) -> None:
         port = free_port(self.seat.address) if order.verb == "start" else 0
@@ -235,6 +277,7 @@ class Watcher:
             else:
                 self._record(event)
         message = {"verb": order.verb, "generation": order.generation, "code": order.code}
+        message["at"] = now()
         for peer in self._peers:
             peer.send({**message, "port": port})
 

@@ -169,17 +169,19 @@ def test_a_wrong_configuration_is_not_tried_again_in_place(tmp_path: Path) -> No
 def test_a_rank_that_is_not_in_the_collective_is_the_one_that_hangs() -> None:
     council = Council(3, 10.0, 0.0)
     status = {"generation": 0, "alive": True, "code": None, "step": 7, "count": 20}
-    status |= {"section": "step", "overdue": 0.0, "process": "S", "error": "", "collective": True}
+    status |= {"section": "step", "overdue": 0.0, "process": "S", "error": ""}
+    status |= {"calls": 31, "call": "all_reduce", "frame": "loop.py:84 fit", "unfit": ""}
     for rank in range(3):
         council.hear(rank, {**status, "host": f"n{rank}"}, 0.0)
     assert [order.verb for order in council.tick(0.0)] == ["start"]
     council.hear(0, {**status, "host": "n0", "overdue": 9.0}, 1.0)
     assert [order.verb for order in council.tick(1.0)] == ["stacks"]
-    council.hear(2, {**status, "host": "n2", "collective": False}, 2.0)
+    council.hear(2, {**status, "host": "n2", "call": "", "frame": "feed.py:7 step"}, 2.0)
     orders = council.tick(3.0)
     assert [order.verb for order in orders] == ["kill"]
     assert council.event is not None
     assert (council.event.rank, council.event.node) == (2, "n2")
+    assert "is behind, in feed.py:7 step" in council.event.headline
 
 
 def test_ranks_that_never_come_are_named() -> None:
