@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import scheduler
+from launch.health import bad_nodes
 from megatron_ext.resilience import attempts, lease
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.classify import Evidence, Failure, classify
@@ -48,7 +49,7 @@ def gather(
         stop_file=stop_file(run_dir).exists(),
         lost_lease=not ended_silently and lease.holder(run_dir) != attempt.attempt,
         lost_nodes=sorted(scheduler.unusable(attempt.nodes)) if attempt.job_id else [],
-        bad_nodes=_bad_nodes(folder_of(run_dir, attempt)),
+        bad_nodes=bad_nodes(folder_of(run_dir, attempt)),
         watch=_watch(folder_of(run_dir, attempt)),
         log=_log(run_dir / "logs" / f"attempt-{attempt.number}.log"),
         took_steps=took_steps(run_dir, since=attempt.started, step_before=attempt.step_before),
@@ -63,10 +64,6 @@ def _watch(folder: Path) -> dict[str, str]:
         return {str(k): str(v) for k, v in json.loads(text).items()}
     except (OSError, ValueError, AttributeError):
         return {}
-
-
-def _bad_nodes(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text()[:1000].strip() for path in folder.glob("bad_nodes/*")}
 
 
 def _log(path: Path) -> str:

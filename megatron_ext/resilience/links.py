@@ -35,7 +35,9 @@ class Links:
             return {}, []
         self._began, seen, self._shortest = now, self._shortest, {}
         slow = {node: self._usual(node, seen) for node in seen}
-        slow = {n: usual for n, usual in slow.items() if seen[n] > max(FLOOR_SECONDS, FACTOR * usual)}
+        slow = {
+            n: usual for n, usual in slow.items() if seen[n] > max(FLOOR_SECONDS, FACTOR * usual)
+        }
         if len(seen) > 1 and len(slow) == len(seen):
             # All are far from here, so it is this node that is.
             seen[self._here], slow = min(seen.values()), {self._here: 0.0}

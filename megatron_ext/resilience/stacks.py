@@ -34,7 +34,9 @@ def place(text: str) -> Place:
     called = [frames[k][2] for k in waits if frames[k][0].endswith(COLLECTIVES)]
     call = (called[-1] if called else "wait") if waits else ""
     beyond = frames[waits[-1] + 1 :] if waits else frames
-    ours = next((f for f in beyond if "/lib/python3" not in f[0] or "/megatron/" in f[0]), beyond[0])
+    ours = next(
+        (f for f in beyond if "/lib/python3" not in f[0] or "/megatron/" in f[0]), beyond[0]
+    )
     path = PurePath(ours[0])
     return Place(call=call, frame=f"{path.parent.name}/{path.name}:{ours[1]} {ours[2]}")
 

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-WINDOWS = 3  # in a row, before a rank is named
+WINDOWS = 3  # in a row, before a rank is named, and before it counts as well again
 MIN_SECONDS = 0.002  # a step; below it, a ratio is noise of the clock
 
 
@@ -52,7 +52,7 @@ class Judge:
 
     def __init__(self, *, factor: float, stages: list[int]) -> None:
         self._factor, self._stages = factor, stages
-        self._slow = [0] * len(stages)
+        self._in_a_row = [0] * len(stages)  # windows: slow above 0, well below
         self._named: set[int] = set()
 
     def ratios(self, seconds: list[float]) -> list[float]:
@@ -72,11 +72,12 @@ class Judge:
         """One window's own time of every rank; returns the ranks that turned slow, and well."""
         turned, recovered = [], []
         for rank, ratio in enumerate(self.ratios(seconds)):
-            self._slow[rank] = self._slow[rank] + 1 if ratio > self._factor else 0
-            if self._slow[rank] == WINDOWS and rank not in self._named:
+            slow, past = ratio > self._factor, self._in_a_row[rank]
+            self._in_a_row[rank] = max(past, 0) + 1 if slow else min(past, 0) - 1
+            if self._in_a_row[rank] >= WINDOWS and rank not in self._named:
                 self._named.add(rank)
                 turned.append(rank)
-            elif not self._slow[rank] and rank in self._named:
+            elif self._in_a_row[rank] <= -WINDOWS and rank in self._named:
                 self._named.discard(rank)
                 recovered.append(rank)
         return turned, recovered

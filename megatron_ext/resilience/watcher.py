@@ -26,6 +26,7 @@ from megatron_ext.resilience.wire import Peer, free_port, listen
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 0.1
+ALIVE_SECONDS = 10.0  # between signs on disk, for launch.observe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Watcher:
         self._peers: list[Peer] = []
         self._council: Council | None = None
         self._place = UNKNOWN
-        self._stacks_at = self._pinged = 0.0
+        self._stacks_at = self._pinged = self._shown = 0.0
         self._ping: tuple[float, float] | None = None
         self._links = Links(seat.host)
         self._tick = min(1.0, TICK_SECONDS * max(1.0, seat.world_size / 64))
@@ -243,6 +244,10 @@ class Watcher:
         for order in orders:
             self._tell(council, order)
         self._report_links(council)
+        if now() - self._shown >= ALIVE_SECONDS:
+            self._shown = now()
+            with contextlib.suppress(OSError):
+                (self.seat.folder / "alive").touch()
 
     def _report_links(self, council: Council) -> None:
         """Say which nodes turned slow to reach, and which are well again."""

@@ -181,7 +181,8 @@ def test_health_names_a_full_disk_a_broken_gpu_and_the_sites_own_reason(tmp_path
         Path("/proc/self")
     )
     assert health.check_clock(tmp_path) == ""
-    assert health.check_product() == ""
+    assert health.check_product(0.01) == ""
+    assert "below cluster.min_product_gflops=1e+06" in health.check_product(1e6)
     log = tmp_path / "kern.log"
     log.write_text("NVRM: Xid (PCI:0000:3b:00): 13, pid=7, Graphics Exception\n")
     assert health.check_kernel_log(str(log)) == ""

@@ -13,8 +13,10 @@ def test_a_rank_is_named_once_after_some_windows_and_again_when_it_is_well() -> 
     slow, clean = [0.10, 0.10, 0.20], [0.10, 0.10, 0.11]
     seen = [judge.observe(slow) for _ in range(WINDOWS + 2)]
     assert seen == [([], [])] * (WINDOWS - 1) + [([2], [])] + [([], [])] * 2
-    assert judge.observe(clean) == ([], [2])
     assert judge.observe(clean) == ([], [])
+    judge.observe(slow)
+    seen = [judge.observe(clean) for _ in range(WINDOWS + 1)]
+    assert seen == [([], [])] * (WINDOWS - 1) + [([], [2]), ([], [])]
 
 
 def test_one_slow_window_among_others_names_nobody() -> None:

@@ -78,8 +78,13 @@ def _run(folder: Path, fault: Fault, *, at: int = 25, ranks: int = 3) -> list[in
                 os.environ["GENERATION"] = str(port)
                 return _rank(watchers, rank, folder, fault, at)
 
+            def unfit(path: Path = folder / f"unfit-{rank}") -> str:
+                return path.read_text() if path.exists() else ""
+
             for k in range(ranks):
-                watchers[k] = Watcher(seat, task, may_go_on=lambda: True, has_outcome=lambda: False)
+                watchers[k] = Watcher(
+                    seat, task, may_go_on=lambda: True, has_outcome=lambda: False, unfit=unfit
+                )
             os._exit(watchers[rank].run())
         except BaseException:
             traceback.print_exc()
@@ -182,6 +187,37 @@ def test_a_rank_that_is_not_in_the_collective_is_the_one_that_hangs() -> None:
     assert council.event is not None
     assert (council.event.rank, council.event.node) == (2, "n2")
     assert "is behind, in feed.py:7 step" in council.event.headline
+
+
+def test_where_all_wait_the_rank_in_another_collective_than_most_is_the_one() -> None:
+    council = Council(4, 10.0, 0.0)
+    status = {"generation": 0, "alive": True, "code": None, "step": 7, "count": 20, "error": ""}
+    status |= {"section": "step", "overdue": 9.0, "process": "S", "unfit": "", "calls": 31}
+    for rank in range(4):
+        council.hear(rank, {**status, "host": f"n{rank}", "call": "?", "frame": ""}, 0.0)
+    council.tick(0.0)
+    council.tick(1.0)
+    for rank in range(4):
+        place = ("broadcast", "loop.py:9 f") if rank == 1 else ("all_reduce", "stop.py:8 g")
+        told = dict(zip(("call", "frame"), place, strict=True))
+        council.hear(rank, {**status, "host": f"n{rank}", **told}, 2.0)
+    council.tick(3.0)
+    assert council.event is not None
+    assert (council.event.rank, council.event.node) == (1, "n1")
+    assert council.event.headline.endswith(
+        "rank 1 on n1 is in another collective than its peers: rank 1 at call 31 (broadcast of "
+        "loop.py:9 f); ranks 0, 2, 3 at call 31 (all_reduce of stop.py:8 g)"
+    )
+
+
+def test_a_node_that_turns_unfit_during_the_run_ends_the_attempt(tmp_path: Path) -> None:
+    def sick(_rank: int) -> None:
+        (tmp_path / "unfit-1").write_text("Xid 79")
+        _busy(_rank)
+
+    assert _run(tmp_path, sick) == [1, 1, 1]
+    event = json.loads((tmp_path / "last_event.json").read_text())
+    assert (event["class"], event["node"], event["headline"]) == ("node", "n1", "Xid 79")
 
 
 def test_ranks_that_never_come_are_named() -> None:

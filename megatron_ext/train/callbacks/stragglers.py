@@ -1,14 +1,13 @@
 """Names the ranks that hold the others up: in the log, the metrics and RUN_DIR/stragglers.jsonl."""
 
 import logging
-import os
-import socket
 import statistics
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
+from megatron_ext.parallel.hosts import host_of_ranks
 from megatron_ext.resilience.config import WatchConfig
 from megatron_ext.resilience.stragglers import Judge, Straggler, forget, record
 from megatron_ext.train.callback import Callback, Metrics
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from megatron_ext.train.loop import Trainer
 
 log = logging.getLogger(__name__)
-NAME_BYTES = 64
 
 
 class Stragglers(Callback):
@@ -36,22 +34,20 @@ class Stragglers(Callback):
         """Learn who sits where; every rank takes part."""
         self._place = next(trainer.model[0].parameters()).device
         self._own = own_time(trainer.model)
-        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname().split(".")[0]
-        name = host.encode()[:NAME_BYTES].ljust(NAME_BYTES, b"\0")
-        everyone = self._gather([float(trainer.groups.pp.rank()), *map(float, name)])
-        self._nodes = [bytes(int(x) for x in row[1:]).rstrip(b"\0").decode() for row in everyone]
+        self._nodes = host_of_ranks(self._place)
+        stages = self._gather(trainer.groups.pp.rank())
         if trainer.env.rank == 0 and not trainer.env.attempt:
             forget(trainer.run_dir)  # without attempts, nothing tells an old report from a new one
-        self._judge = Judge(factor=self._factor, stages=[int(row[0]) for row in everyone])
+        self._judge = Judge(factor=self._factor, stages=[int(stage) for stage in stages])
 
-    def _gather(self, mine: list[float]) -> list[list[float]]:
+    def _gather(self, mine: float) -> list[float]:
         """``mine`` of every rank."""
-        here = torch.tensor(mine, dtype=torch.float64, device=self._place)
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return [here.tolist()]
-        everyone = [torch.empty_like(here) for _ in range(dist.get_world_size())]
-        dist.all_gather(everyone, here)
-        return torch.stack(everyone).tolist()
+        here = torch.tensor([mine], dtype=torch.float64, device=self._place)
+        everyone = [here]
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            everyone = [torch.empty_like(here) for _ in range(dist.get_world_size())]
+            dist.all_gather(everyone, here)
+        return torch.cat(everyone).tolist()
 
     def before_step(self, trainer: "Trainer") -> None:
         """The step's own time begins."""
@@ -62,7 +58,7 @@ class Stragglers(Callback):
         self._seconds.append(self._own.stop())
         if trainer.state.step % self._interval:
             return
-        seconds = [row[0] for row in self._gather([statistics.median(self._seconds)])]
+        seconds = self._gather(statistics.median(self._seconds))
         self._seconds.clear()
         ratios = self._judge.ratios(seconds)
         metrics["slowest_rank"] = max(range(len(ratios)), key=ratios.__getitem__)
