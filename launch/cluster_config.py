@@ -59,7 +59,7 @@ class ClusterConfig:
     hardware."""
 
     nodes: int = 0
-    """Nodes there are: what is planned for until ``slurm.nodes`` asks for more than one."""
+    """Nodes there are: what is planned for until ``slurm.nodes`` is given."""
 
     price_per_gpu_hour: float = 0.0
     """Money for one GPU for an hour, in any currency; 0 leaves cost out of plans."""
@@ -201,8 +201,9 @@ class ClusterConfig:
 class SlurmConfig:
     """What this run asks of the scheduler."""
 
-    nodes: int = 1
-    """Nodes. The batch file refuses to start on another number."""
+    nodes: int = 0
+    """Nodes. The batch file refuses to start on another number. 0 is not given: plans take all of
+    the cluster's, a submission asks where the cluster file names more than one."""
 
     time: str = ""
     """Wall time of one attempt; empty takes ``cluster.time``."""
@@ -230,8 +231,8 @@ class SlurmConfig:
         Raises:
             ValueError: naming the dotted key, the value and the rule.
         """
-        if self.nodes < 1:
-            raise ValueError(f"slurm.nodes={self.nodes} is below 1: ask for at least one node.")
+        if self.nodes < 0:
+            raise ValueError(f"slurm.nodes={self.nodes} is below 0: ask for at least one node.")
         if not 1 <= self.array_limit <= 1000:
             raise ValueError(f"slurm.array_limit={self.array_limit} is not from 1 to 1000.")
         check_name("slurm.time", self.time, pattern=TIME)

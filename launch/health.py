@@ -2,8 +2,8 @@
 
 Disk space and a write, the clock, GPUs and their ECC counts, the kernel log, a matrix product, and
 the site's own program; --during a run all but the last two, which would slow it down. Exit code 0
-when fit, 1 with one line that says why not, 3 when it is the run folder's disk that all nodes share.
-What takes several nodes: launch/health_together.py.
+when fit, 1 with one line that says why not, 3 when it is the disk of the run folder, which all
+nodes share. What takes several nodes: launch/health_together.py.
 """
 
 import argparse

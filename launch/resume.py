@@ -20,11 +20,13 @@ def queue_again(run_dir: Path, overrides: list[str], *, dry_run: bool = False) -
     from launch import compose
     from launch.after_attempt import set_aside
     from launch.sbatch import sbatch_command
+    from launch.site import asked_nodes
     from launch.submit import submit
     from megatron_ext.resilience.stop import stop_file
 
     job = compose.override(compose.load(run_dir / "config.yaml"), overrides)
     job.slurm.exclude = sorted({*job.slurm.exclude, *set_aside(run_dir)})
+    job.slurm.nodes = asked_nodes(job)
     job.run_dir = str(run_dir.absolute())
     if dry_run:
         print(shlex.join(sbatch_command(job, run_dir.absolute())))

@@ -11,16 +11,18 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cli import refusing
 from launch.sbatch import CHECKOUT, sbatch_command, setup
+from launch.site import asked_nodes, world_size
 from megatron_ext.atomic import write_text
 
 if TYPE_CHECKING:
     from launch.config import JobConfig
+
+WITHOUT = "Without Slurm the same run goes on here by python -m launch.train --config {}"
 
 
 def prepare(overrides: list[str]) -> "JobConfig":
@@ -36,7 +38,8 @@ def prepare(overrides: list[str]) -> "JobConfig":
     job = compose(overrides)
     job.cluster.check()
     job.slurm.check()
-    check_run(job, world_size=job.slurm.nodes * job.cluster.ranks_per_node())
+    job.slurm.nodes = asked_nodes(job)
+    check_run(job, world_size=world_size(job))
     hardware = job.cluster.hardware
     refuse_precision(
         job.precision.word(), capability_of(hardware), where=f"cluster.hardware={hardware}"
@@ -45,15 +48,14 @@ def prepare(overrides: list[str]) -> "JobConfig":
 
 
 def preflight(job: "JobConfig") -> None:
-    """Everything that launch.preflight checks, on the nodes that are asked for. Says what it sees.
+    """Everything that launch.preflight checks. Says what it sees.
 
     Raises:
         ValueError: the refusals, together.
     """
     from launch.preflight import check_all, say
 
-    asked = replace(job, cluster=replace(job.cluster, nodes=job.slurm.nodes))
-    findings = list(check_all(asked))
+    findings = list(check_all(job))
     for finding in findings:
         say(finding)
     if refused := [f"{one.name}: {one.words}" for one in findings if one.refused]:
@@ -94,10 +96,15 @@ def queue(words: list[str]) -> str:
     Raises:
         ValueError: Slurm refused; its own words are passed on.
     """
-    done = subprocess.run(words, capture_output=True, text=True, cwd=CHECKOUT, check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, cwd=CHECKOUT, check=False)
+    except OSError as error:
+        raise ValueError(f"sbatch: {error.strerror}. {WITHOUT.format(words[-1])}") from error
     job_id = done.stdout.strip().split(";")[0]
     if done.returncode or not job_id.isdigit():
-        raise ValueError(f"sbatch: {(done.stderr or done.stdout).strip()}")
+        said = (done.stderr or done.stdout).strip().replace("sbatch: ", "").splitlines()
+        lost = WITHOUT.format(words[-1]) if "configuration source" in done.stderr else ""
+        raise ValueError(f"sbatch: {'; '.join(said)}. {lost}".strip())
     return job_id
 
 

@@ -23,6 +23,7 @@ from megatron_ext.check import check_run
 from megatron_ext.given import check_given
 from megatron_ext.parallel.env import Env
 from megatron_ext.resilience.outcome import Outcome, clear_outcome, read_outcome, write_outcome
+from megatron_ext.resilience.stop import stop_file
 from megatron_ext.train.sources import open_sources, open_validation
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def start(job: JobConfig) -> int:
     if env.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         clear_outcome(run_dir)
+        if not env.attempt:  # else launch.attempt has, and a request may have come since
+            stop_file(run_dir).unlink(missing_ok=True)
         compose.save(job, run_dir / "config.yaml")
     if nproc == 1:
         return train(job)

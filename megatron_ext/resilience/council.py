@@ -37,8 +37,10 @@ class Member:
     lost: bool = False
 
 
-REPORTED = ("generation", "alive", "code", "step", "count", "section", "overdue")
-REPORTED += ("process", "error", "calls", "call", "frame", "unfit")
+REPORTED = (
+    *("generation", "alive", "code", "step", "count", "section", "overdue"),
+    *("process", "error", "calls", "call", "frame", "unfit"),
+)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from launch import chain, sbatch
 from launch.cluster_config import ClusterConfig, SlurmConfig
 from launch.compose import choices, compose
 from launch.config import JobConfig
+from launch.site import asked_nodes, world_size
 from launch.submit import code_version, prepare, record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,6 +191,18 @@ def test_help_answers_in_well_under_a_second() -> None:
         used = after.children_user + after.children_system
         used -= before.children_user + before.children_system
         assert used < 1.0, f"{name}: {used:.2f} s"
+
+
+def test_plan_and_submission_count_the_same_nodes() -> None:
+    words = ["recipe=skywork_13b/stage1", "cluster=a800_512"]
+    assert world_size(compose(words)) == 512
+    with pytest.raises(ValueError, match=r"slurm\.nodes is not given, and cluster=a800_512 has 64"):
+        prepare(words)
+    for nodes in (1, 64):
+        job = _job("cluster=a800_512", f"slurm.nodes={nodes}")
+        assert (asked_nodes(job), world_size(job)) == (nodes, 8 * nodes)
+        assert f"--nodes={nodes}" in sbatch.options(job, Path("/r"))
+    assert asked_nodes(_job("cluster=plain")) == asked_nodes(_job()) == 1
 
 
 def test_an_array_asks_one_thing_of_the_cluster() -> None:
