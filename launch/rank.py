@@ -56,8 +56,9 @@ def watch(job: "JobConfig", env: "Env", folder: Path) -> int:
     from launch.patrol import Patrol
     from megatron_ext.parallel.env import own_host
     from megatron_ext.resilience import lease
+    from megatron_ext.resilience.chair import Seat
     from megatron_ext.resilience.outcome import read_outcome
-    from megatron_ext.resilience.watcher import Seat, Watcher
+    from megatron_ext.resilience.watcher import Watcher
 
     run_dir = folder.parents[1]
     os.environ |= {

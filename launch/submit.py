@@ -82,9 +82,12 @@ def code_version() -> dict[str, str]:
     """The commit that is checked out, and what differs from it."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, check=False
-        )
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, check=False
+            )
+        except OSError:
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     return {"commit": git("rev-parse", "HEAD"), "changes": git("diff", "HEAD")[: 1 << 20]}

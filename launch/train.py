@@ -121,6 +121,8 @@ def _several(job: JobConfig, nproc: int) -> int:
             f"--nproc-per-node={nproc} -m launch.train, or slurm/train.sbatch."
         )
     device.start()
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nobody else has to reach these ranks
     meeting = Path(job.folder()).resolve() / f".rendezvous-{os.getpid()}"
     try:
         return start_ranks(

@@ -1,7 +1,9 @@
 """A run without Slurm is stopped, looked at and gone on with by the same commands."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "hf_canary_9876543210"
 WORDS = ["name=local", "model=llama_tiny", "data.synthetic=true", "batch.seq_length=32"]
 WORDS += ["model.num_layers=2", "batch.global_batch_size=2", "logging.tensorboard=false"]
 WORDS += ["phases=[{tokens:6400000}]", "launch.threads_per_rank=1"]
@@ -42,9 +45,26 @@ def _state(run_dir: Path) -> dict:
     return state
 
 
-def test_stop_status_and_going_on(tmp_path: Path) -> None:
+def _listens_on(parent: int) -> set[str]:
+    """Addresses on which the ranks of ``parent`` wait for connections."""
+    table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    table += [line.split() for line in Path("/proc/net/tcp6").read_text().splitlines()[1:]]
+    waiting = {row[9]: row[1].split(":")[0] for row in table if row[3] == "0A"}
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    found = set()
+    for pid in [str(parent), *children]:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if (inode := os.readlink(link)[8:-1]) in waiting:
+                    found.add(socket.inet_ntoa(bytes.fromhex(waiting[inode])[::-1]))
+    return found
+
+
+def test_stop_status_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = tmp_path / "run"
-    process = _train_until(run_dir, 2, *WORDS, f"run_dir={run_dir}")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    process = _train_until(run_dir, 2, *WORDS, f"run_dir={run_dir}", "launch.nproc=2")
+    assert _listens_on(process.pid) == {"127.0.0.1"}
     assert _state(run_dir)["truth"] == "running"
     assert "saves after its running step" in _command("stop", str(run_dir)).stdout
     assert process.wait(timeout=120) == 0
@@ -55,6 +75,7 @@ def test_stop_status_and_going_on(tmp_path: Path) -> None:
     # The request is over: the same run goes on, and is not stopped again by it.
     further = stopped["step"] + 2
     process = _train_until(run_dir, further, "--config", str(run_dir / "config.yaml"))
+    assert TOKEN.encode() not in b"".join(p.read_bytes() for p in run_dir.rglob("*") if p.is_file())
     process.terminate()
     assert process.wait(timeout=120) == 0
     state = _state(run_dir)

@@ -75,6 +75,32 @@ def test_hostile_values_are_refused_before_they_reach_slurm(value: str) -> None:
         SlurmConfig(dependency=value).check()
 
 
+@pytest.mark.parametrize("key", ["constraint", "memory", "venv", "container", "time"])
+def test_a_line_break_in_a_word_for_sbatch_is_refused(key: str) -> None:
+    for value in ("x\n#SBATCH --uid=0", "-x"):
+        with pytest.raises(ValueError, match=f"cluster.{key}"):
+            ClusterConfig(**{key: value}).check()
+        with pytest.raises(ValueError, match=r"cluster\.options"):
+            ClusterConfig(options={"comment": value}).check()
+
+
+def test_no_text_of_a_user_becomes_a_directive(tmp_path: Path) -> None:
+    folder = tmp_path / "a\n#SBATCH --uid=0\ntouch X; $(touch X)"
+    job = _job()
+    job.cluster.modules = ["m\n#SBATCH --uid=0"]
+    record(job, folder, sbatch.sbatch_command(job, folder))
+    for name in ("submit.sh", "setup.sh"):
+        text = (folder / name).read_text()
+        subprocess.run(["bash", "-n", folder / name], check=True)
+        # Whatever lines there are, sbatch reads directives of the batch file alone, which is ours.
+        assert name != "submit.sh" or shlex.split(text.split("\n", 2)[2])[-2] == str(
+            sbatch.TEMPLATE
+        )
+    options = sbatch.options(job, folder)
+    assert all(word.startswith("--") for word in options)
+    assert not any(word.startswith(("--uid", "--mail")) for word in options)
+
+
 def test_a_hostile_name_is_refused() -> None:
     with pytest.raises(ValueError, match="name"):
         prepare([*SMALL, "name='$(touch X)'"])

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ext.resilience.chair import Seat
 from megatron_ext.resilience.child import Child
 from megatron_ext.resilience.config import WatchConfig
 from megatron_ext.resilience.council import Council
 from megatron_ext.resilience.deadlines import ENOUGH, Deadlines
 from megatron_ext.resilience.heartbeat import Heartbeat
-from megatron_ext.resilience.watcher import Seat, Watcher
+from megatron_ext.resilience.watcher import Watcher
 
 STEPS = 40
 # Waits under the file name by which a real collective shows in a rank's stacks.

@@ -104,8 +104,9 @@ def _hooks(folder: str, pairs: int, steps: int) -> None:
 
 def _parents(folder: Path, seconds: float) -> None:
     """CPU time of the watchers of ranks that do nothing, beside the time that passes."""
+    from megatron_ext.resilience.chair import Seat
     from megatron_ext.resilience.config import WatchConfig
-    from megatron_ext.resilience.watcher import Seat, Watcher
+    from megatron_ext.resilience.watcher import Watcher
 
     attempt = folder / "attempts" / "bench"
     attempt.mkdir(parents=True)

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_ext.parallel.waiting import waits
+from megatron_ext.resilience.chair import Seat
 from megatron_ext.resilience.config import WatchConfig
-from megatron_ext.resilience.watcher import Seat, Watcher
+from megatron_ext.resilience.watcher import Watcher
 
 STEPS, STRUCK = 12, 6
 
