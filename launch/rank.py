@@ -85,7 +85,7 @@ def watch(job: "JobConfig", env: "Env", folder: Path) -> int:
         from megatron_ext.train.callbacks.signs_of_life import SignsOfLife
 
         first: list[Callback] = [SignsOfLife(watcher.heartbeat)]
-        if job.cluster.health_check:
+        if job.cluster.health_check and watcher.generation == 0:
             first.append(FitTogether(job.cluster, folder))
         return train.train(job, first=tuple(first))
 

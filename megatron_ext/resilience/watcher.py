@@ -50,6 +50,11 @@ class Watcher:
         """The page that the rank writes; inherited by the fork."""
         return self._beat
 
+    @property
+    def generation(self) -> int:
+        """Which start of the rank it is; 0 is the first."""
+        return self._generation
+
     def run(self) -> int:
         """Until the end of the attempt; returns the code to exit with."""
         before = {n: signal.signal(n, self._note) for n in FORWARDED}
