@@ -41,8 +41,8 @@ class Seat:
 
 
 def tick_seconds(world_size: int) -> float:
-    """Between reports of one watcher: those of all of them stay near a thousand a second."""
-    return min(1.0, 0.1 * max(1.0, world_size / 64))
+    """Between reports of one watcher: those of all of them stay below five hundred a second."""
+    return min(1.0, 0.2 * max(1.0, world_size / 64))
 
 
 def record_event(folder: Path, event: dict[str, Any]) -> None:

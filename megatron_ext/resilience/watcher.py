@@ -17,7 +17,7 @@ from megatron_ext.resilience.heartbeat import Heartbeat, now
 from megatron_ext.resilience.stacks import UNKNOWN
 from megatron_ext.resilience.wire import Peer
 
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.2
 
 
 class Watcher:

@@ -5,14 +5,17 @@
 Two ranks of a 100 ms step on gloo. On one side the hooks of a watched rank (signs of life, own time
 and its comparison between ranks, counting of collectives), without any step between them; on the
 other the same number of steps without them; in turn. Beside them the parents that watch over the
-ranks, in CPU seconds for each second of the run.
+ranks, in CPU seconds for each second of the run; and how long it takes to name a stopped rank.
 """
 
 import argparse
+import json
 import os
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         run_on_ranks(_hooks, folder, args.pairs, args.steps, world_size=RANKS, timeout=600.0)
         _parents(Path(folder), args.seconds)
+        _hang(Path(folder))
     return 0
 
 
@@ -102,38 +106,48 @@ def _hooks(folder: str, pairs: int, steps: int) -> None:
     trainer.stop.remove()
 
 
-def _parents(folder: Path, seconds: float) -> None:
-    """CPU time of the watchers of ranks that do nothing, beside the time that passes."""
+def _watched(folder: Path, task: Callable[[Any, int], int]) -> list[float]:
+    """Watchers over ``task(heartbeat, rank)``; CPU seconds of each, its rank's included."""
     from megatron_ext.resilience.chair import Seat
     from megatron_ext.resilience.config import WatchConfig
     from megatron_ext.resilience.watcher import Watcher
 
-    attempt = folder / "attempts" / "bench"
-    attempt.mkdir(parents=True)
+    folder.mkdir(parents=True)
+    pids = []
+    for rank in range(RANKS):
+        if pid := os.fork():
+            pids.append(pid)
+            continue
+        seat = Seat(
+            rank=rank,
+            world_size=RANKS,
+            host=f"n{rank}",
+            address="127.0.0.1",
+            folder=folder,
+            first_seconds=60.0,
+            known_step=-1,
+            watch=WatchConfig(),
+        )
+        watcher = Watcher(
+            seat,
+            lambda _port, r=rank: task(watcher.heartbeat, r),  # noqa: B023, of this fork alone
+            may_go_on=lambda: True,
+            has_outcome=lambda: True,
+        )
+        os._exit(watcher.run())
+    used = [os.wait4(pid, 0)[2] for pid in pids]
+    return [usage.ru_utime + usage.ru_stime for usage in used]
 
-    def idle(_port: int) -> int:
+
+def _parents(folder: Path, seconds: float) -> None:
+    """The watchers of ranks that do nothing, beside the time that passes."""
+
+    def idle(_beat: Any, _rank: int) -> int:
         time.sleep(seconds)
         return 0
 
-    began, pids = time.perf_counter(), []
-    for rank in range(RANKS):
-        pid = os.fork()
-        if not pid:
-            seat = Seat(
-                rank=rank,
-                world_size=RANKS,
-                host=f"n{rank}",
-                address="127.0.0.1",
-                folder=attempt,
-                first_seconds=30.0,
-                known_step=-1,
-                watch=WatchConfig(),
-            )
-            watcher = Watcher(seat, idle, may_go_on=lambda: True, has_outcome=lambda: True)
-            os._exit(watcher.run())
-        pids.append(pid)
-    used = [os.wait4(pid, 0)[2] for pid in pids]
-    cpu = [usage.ru_utime + usage.ru_stime for usage in used]
+    began = time.perf_counter()
+    cpu = _watched(folder / "idle" / "a" / "b", idle)
     wall = time.perf_counter() - began
     for rank, spent in enumerate(cpu):
         what = "presides" if rank == 0 else "watches"
@@ -141,6 +155,35 @@ def _parents(folder: Path, seconds: float) -> None:
             f"  parent of rank {rank} ({what}): {spent:.3f} CPU-s in {wall:.1f} s, "
             f"{spent / wall:.4f} of a core; bar: {BAR}"
         )
+
+
+def _hang(folder: Path) -> None:
+    """From the last sign of life of a stopped rank to the report that names it."""
+    at = folder / "hang" / "a" / "b"
+
+    def steps(beat: Any, rank: int) -> int:
+        first = not (folder / "struck").exists()
+        beat.enter("between")
+        for step in range(30):
+            beat.enter("step")
+            if step == 20 and first and rank:
+                usual = beat.read().p99_seconds
+                (folder / "struck").write_text(f"{time.time()} {usual}")
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif step == 20 and first:
+                time.sleep(1000)  # as in a collective that the other rank never joins
+            time.sleep(0.1)
+            beat.step_done(step + 1, regime=0)
+        return 0
+
+    _watched(at, steps)
+    event = json.loads((at / "event-0.json").read_text())
+    struck, usual = map(float, (folder / "struck").read_text().split())
+    print(f"{event['headline']}")
+    print(
+        f"  named {event['time'] - struck:.1f} s after its last sign, stacks of all ranks written; "
+        f"deadline 3 x {usual:.3f} + 5 = {3 * usual + 5:.1f} s"
+    )
 
 
 if __name__ == "__main__":
