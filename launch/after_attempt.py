@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import scheduler
+from launch.health import bad_nodes
 from megatron_ext.resilience import attempts, lease
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.classify import Evidence, Failure, classify
@@ -17,6 +18,7 @@ from megatron_ext.resilience.outcome import read_outcome
 from megatron_ext.resilience.policy import DAY, Decision, decide
 from megatron_ext.resilience.progress import newest_step, took_steps
 from megatron_ext.resilience.stop import stop_file
+from megatron_ext.resilience.stragglers import known
 
 if TYPE_CHECKING:
     from launch.config import JobConfig
@@ -47,7 +49,7 @@ def gather(
         stop_file=stop_file(run_dir).exists(),
         lost_lease=not ended_silently and lease.holder(run_dir) != attempt.attempt,
         lost_nodes=sorted(scheduler.unusable(attempt.nodes)) if attempt.job_id else [],
-        bad_nodes=_bad_nodes(folder_of(run_dir, attempt)),
+        bad_nodes=bad_nodes(folder_of(run_dir, attempt)),
         watch=_watch(folder_of(run_dir, attempt)),
         log=_log(run_dir / "logs" / f"attempt-{attempt.number}.log"),
         took_steps=took_steps(run_dir, since=attempt.started, step_before=attempt.step_before),
@@ -62,10 +64,6 @@ def _watch(folder: Path) -> dict[str, str]:
         return {str(k): str(v) for k, v in json.loads(text).items()}
     except (OSError, ValueError, AttributeError):
         return {}
-
-
-def _bad_nodes(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text()[:1000].strip() for path in folder.glob("bad_nodes/*")}
 
 
 def _log(path: Path) -> str:
@@ -138,6 +136,9 @@ def conclude(run_dir: Path, job: "JobConfig", name: str, *, exit_code: int, aske
         decision = replace(decision, action="requeue")  # these nodes are not ours for much longer
     restarts = len(list(folder_of(run_dir, attempt).glob("event-*.json")))
     record = closed(attempt, failure, decision, step=step, restarts=restarts)
+    if job.watch.straggler_strikes:
+        slow = [found.node for found in known(run_dir, attempt=name)]
+        record.suspects = list(dict.fromkeys([*record.suspects, *slow]))
     if failure.name == "superseded":
         # The lease is another's, and so is the history: only its own folder may be written.
         log.warning("%s", record.line())

@@ -39,17 +39,17 @@ def job_of(words: list[str], environ: Mapping[str, str]) -> "JobConfig":
     from launch.compose import compose, load
 
     if len(words) == 1 and words[0].endswith(".yaml"):
-        return load(Path(words[0]))
-    if len(words) == 1 and words[0].endswith(".runs/list"):
+        job = load(Path(words[0]))
+    elif len(words) == 1 and words[0].endswith(".runs/list"):
         listed = Path(words[0]).read_text().splitlines()
-        return load(Path(listed[int(environ["SLURM_ARRAY_TASK_ID"])]))
-    job = compose(words)
-    saved = Path(job.folder()) / "config.yaml"
-    if int(environ.get("SLURM_RESTART_COUNT", "0")) and saved.exists():
-        return load(saved)
-    if not any(word.startswith("slurm.nodes=") for word in words):
-        job = replace(job, slurm=replace(job.slurm, nodes=int(environ["SLURM_JOB_NUM_NODES"])))
-    return job
+        job = load(Path(listed[int(environ["SLURM_ARRAY_TASK_ID"])]))
+    else:
+        job = compose(words)
+        saved = Path(job.folder()) / "config.yaml"
+        if int(environ.get("SLURM_RESTART_COUNT", "0")) and saved.exists():
+            job = load(saved)
+    given = int(environ["SLURM_JOB_NUM_NODES"])
+    return replace(job, slurm=replace(job.slurm, nodes=job.slurm.nodes or given))
 
 
 def check_allocation(job: "JobConfig", environ: Mapping[str, str]) -> None:

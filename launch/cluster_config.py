@@ -7,6 +7,7 @@ from megatron_ext.legal import unknown_choice
 from megatron_ext.resilience.config import RestartConfig
 
 LAUNCHERS = ("srun", "torchrun")
+RATES = ("min_product_gflops", "min_device_tflops", "min_link_gbytes", "min_allreduce_gbytes")
 RUNTIMES = ("pyxis", "apptainer")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}|UNLIMITED")
@@ -58,7 +59,7 @@ class ClusterConfig:
     hardware."""
 
     nodes: int = 0
-    """Nodes there are: what is planned for until ``slurm.nodes`` asks for more than one."""
+    """Nodes there are: what is planned for until ``slurm.nodes`` is given."""
 
     price_per_gpu_hour: float = 0.0
     """Money for one GPU for an hour, in any currency; 0 leaves cost out of plans."""
@@ -129,6 +130,22 @@ class ClusterConfig:
     health_command: list[str] = field(default_factory=list)
     """The site's own check, run on each node after ours; non-zero sets the node aside."""
 
+    health_interval_seconds: int = 300
+    """Seconds between checks while a run is under way; 0 checks before it only."""
+
+    min_product_gflops: float = 0.2
+    """GFLOP/s that a matrix product must reach on a node's CPU. Below the default a core is broken
+    or swapped out, not slow."""
+
+    min_device_tflops: float = 0.0
+    """TFLOP/s that a bf16 matrix product must reach on each rank's device; 0 asks for no rate."""
+
+    min_link_gbytes: float = 0.0
+    """GB/s that each rank must receive from the one before it; 0 asks for no rate."""
+
+    min_allreduce_gbytes: float = 0.0
+    """GB/s of an all-reduce over all ranks (bus bandwidth, as nccl-tests count); 0: no rate."""
+
     kernel_log: str = ""
     """File to look for Xid and ECC lines in; empty asks dmesg."""
 
@@ -155,6 +172,9 @@ class ClusterConfig:
             raise unknown_choice("cluster.container_runtime", self.container_runtime, RUNTIMES)
         for key in ("partition", "account", "qos", "network_interface"):
             check_name(f"cluster.{key}", getattr(self, key), pattern=NAME)
+        for key in (*RATES, "health_interval_seconds"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"cluster.{key}={getattr(self, key)} is below 0: 0 turns it off.")
         check_name("cluster.time", self.time, pattern=TIME)
         for name in [*self.env, *self.export]:
             check_name("cluster.env", name, pattern=VARIABLE)
@@ -182,8 +202,9 @@ class ClusterConfig:
 class SlurmConfig:
     """What this run asks of the scheduler."""
 
-    nodes: int = 1
-    """Nodes. The batch file refuses to start on another number."""
+    nodes: int = 0
+    """Nodes. The batch file refuses to start on another number. 0 is not given: plans take all of
+    the cluster's, a submission asks where the cluster file names more than one."""
 
     time: str = ""
     """Wall time of one attempt; empty takes ``cluster.time``."""
@@ -211,8 +232,8 @@ class SlurmConfig:
         Raises:
             ValueError: naming the dotted key, the value and the rule.
         """
-        if self.nodes < 1:
-            raise ValueError(f"slurm.nodes={self.nodes} is below 1: ask for at least one node.")
+        if self.nodes < 0:
+            raise ValueError(f"slurm.nodes={self.nodes} is below 0: ask for at least one node.")
         if not 1 <= self.array_limit <= 1000:
             raise ValueError(f"slurm.array_limit={self.array_limit} is not from 1 to 1000.")
         check_name("slurm.time", self.time, pattern=TIME)

@@ -1,9 +1,12 @@
-"""Is this node fit for a run: python -m launch.health RUN_DIR
+"""Is this node fit for a run: python -m launch.health RUN_DIR [--during]
 
-Disk space and a write, the clock, GPUs and their ECC counts, the kernel log, a matrix product.
-Exit code 0 when fit, 1 with one line that says why not.
+Disk space and a write, the clock, GPUs and their ECC counts, the kernel log, a matrix product, and
+the site's own program; --during a run all but the last two, which would slow it down. Exit code 0
+when fit, 1 with one line that says why not, 3 when it is the disk of the run folder, which all
+nodes share. What takes several nodes: launch/health_together.py.
 """
 
+import argparse
 import os
 import re
 import shutil
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cli import refusing
+from megatron_ext.atomic import write_text
 from megatron_ext.resilience.log_rules import RULES
 
 if TYPE_CHECKING:
@@ -23,7 +27,6 @@ if TYPE_CHECKING:
 MIN_FREE_BYTES = 1 << 30
 MAX_CLOCK_SECONDS = 60.0
 MATRIX = 1024
-MIN_GFLOPS = 0.2  # a core that is slower than this is broken or swapped out, not slow
 KERNEL_LOG_BYTES = 4 << 20
 SPEAKS_OF_HARDWARE = [rule.pattern for rule in RULES if rule.name in ("gpu", "node")]
 SINCE_SECONDS = 900
@@ -33,18 +36,28 @@ def check_node(job: "JobConfig", run_dir: Path) -> str:
     """Why this node must not take part; empty when it may."""
     return (
         check_disk(run_dir)
-        or check_clock(run_dir)
+        or check_running(job, run_dir)
+        or check_product(job.cluster.min_product_gflops)
+        or check_site(job.cluster.health_command)
+    )
+
+
+def check_running(job: "JobConfig", run_dir: Path) -> str:
+    """The same while a run is under way: what costs it nothing."""
+    return (
+        check_clock(run_dir)
         or check_gpus(job.cluster.gpus_per_node)
         or check_kernel_log(job.cluster.kernel_log)
-        or check_product()
-        or check_site(job.cluster.health_command)
     )
 
 
 def check_disk(folder: Path) -> str:
     """Space where the run is kept, and one file written, flushed, read back and removed."""
     if (free := shutil.disk_usage(folder).free) < MIN_FREE_BYTES:
-        return f"{folder}: {free >> 20} MiB free, {MIN_FREE_BYTES >> 20} MiB are needed"
+        return (
+            f"{folder}: No space left on device: {free >> 20} MiB free, "
+            f"{MIN_FREE_BYTES >> 20} MiB are needed"
+        )
     probe, data = folder / f".probe.{uuid.uuid4().hex}", os.urandom(4096)
     try:
         with open(probe, "xb") as file:
@@ -124,8 +137,8 @@ def _recent(line: str) -> bool:
     return uptime - float(found[1]) < SINCE_SECONDS
 
 
-def check_product() -> str:
-    """A matrix product, right and not absurdly slow. On the CPU: the ranks test their own GPU."""
+def check_product(min_gflops: float) -> str:
+    """A matrix product on the CPU, right and not absurdly slow."""
     import numpy as np
 
     ones = np.ones((MATRIX, MATRIX), dtype=np.float32)
@@ -135,7 +148,12 @@ def check_product() -> str:
     if not bool((product == MATRIX).all()):
         return "a matrix product came out wrong"
     gflops = 2 * MATRIX**3 / seconds / 1e9
-    return f"a matrix product runs at {gflops:.2f} GFLOP/s" if gflops < MIN_GFLOPS else ""
+    if gflops < min_gflops:
+        return (
+            f"a matrix product runs at {gflops:.2f} GFLOP/s on the CPU, below "
+            f"cluster.min_product_gflops={min_gflops:g}"
+        )
+    return ""
 
 
 def check_site(command: list[str]) -> str:
@@ -150,17 +168,33 @@ def check_site(command: list[str]) -> str:
     return f"{command[0]}: {lines[-1] if lines else done.returncode}" if done.returncode else ""
 
 
+def leave_word(folder: Path, host: str, why: str) -> None:
+    """Write into an attempt's folder that a node is bad, for launch.attempt and its watchers."""
+    (folder / "bad_nodes").mkdir(mode=0o700, exist_ok=True)
+    write_text(folder / "bad_nodes" / host, why + "\n")
+    print(f"health check: {why}", file=sys.stderr)
+
+
+def bad_nodes(folder: Path) -> dict[str, str]:
+    """Nodes that were found bad in the attempt of ``folder``, and why."""
+    return {path.name: path.read_text()[:1000].strip() for path in folder.glob("bad_nodes/*")}
+
+
 def main() -> int:
     """Check this node for the run in RUN_DIR."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        print(__doc__)
-        return 0 if sys.argv[1:] in (["-h"], ["--help"]) else 2
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--during", action="store_true", help="only what does not slow a run down")
+    args = parser.parse_args()
     from launch import compose
 
-    run_dir = Path(sys.argv[1])
-    why = check_node(compose.load(run_dir / "config.yaml"), run_dir)
+    check = check_running if args.during else check_node
+    disk = check_disk(args.run_dir)
+    why = disk or check(compose.load(args.run_dir / "config.yaml"), args.run_dir)
     print(why or "fit")
-    return 1 if why else 0
+    return 3 if disk else 1 if why else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ srun ... python -m launch.rank RUN_DIR/config.yaml
 
 import logging
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from launch.cli import refusing
 if TYPE_CHECKING:
     from launch.config import JobConfig
     from megatron_ext.parallel.env import Env
+    from megatron_ext.train.callback import Callback
 
 
 def main() -> int:
@@ -30,10 +30,11 @@ def main() -> int:
     env = Env.read(os.environ)
     folder = config.parent.absolute() / "attempts" / env.attempt
     if env.local_rank == 0 and job.cluster.health_check:
-        from launch.health import check_node
+        from launch.health import check_node, leave_word
+        from megatron_ext.parallel.env import own_host
 
         if bad := check_node(job, config.parent):
-            _set_aside(folder, bad)
+            leave_word(folder, own_host(), bad)
             return 1
     _warm(job)
     return watch(job, env, folder)
@@ -48,21 +49,16 @@ def _warm(job: "JobConfig") -> None:
     import megatron_ext.train.build  # noqa: F401
 
 
-def _set_aside(folder: Path, why: str) -> None:
-    """Leave word that this node is bad, for launch.attempt."""
-    from megatron_ext.atomic import write_text
-
-    (folder / "bad_nodes").mkdir(mode=0o700, exist_ok=True)
-    write_text(folder / "bad_nodes" / socket.gethostname().split(".")[0], why + "\n")
-    print(f"health check: {why}", file=sys.stderr)
-
-
 def watch(job: "JobConfig", env: "Env", folder: Path) -> int:
     """Sit with the other watchers until the attempt ends."""
     from launch import train
+    from launch.health import bad_nodes
+    from launch.patrol import Patrol
+    from megatron_ext.parallel.env import own_host
     from megatron_ext.resilience import lease
+    from megatron_ext.resilience.chair import Seat
     from megatron_ext.resilience.outcome import read_outcome
-    from megatron_ext.resilience.watcher import Seat, Watcher
+    from megatron_ext.resilience.watcher import Watcher
 
     run_dir = folder.parents[1]
     os.environ |= {
@@ -75,7 +71,7 @@ def watch(job: "JobConfig", env: "Env", folder: Path) -> int:
     seat = Seat(
         rank=env.rank,
         world_size=env.world_size,
-        host=os.environ.get("SLURMD_NODENAME") or socket.gethostname().split(".")[0],
+        host=own_host(),
         address=env.master_addr,
         folder=folder,
         first_seconds=job.slurm.first_heartbeat_seconds,
@@ -85,17 +81,27 @@ def watch(job: "JobConfig", env: "Env", folder: Path) -> int:
 
     def task(port: int) -> int:
         os.environ["MASTER_PORT"] = str(port)
+        from launch.health_together import FitTogether
         from megatron_ext.train.callbacks.signs_of_life import SignsOfLife
 
-        return train.train(job, first=(SignsOfLife(watcher.heartbeat),))
+        first: list[Callback] = [SignsOfLife(watcher.heartbeat)]
+        if job.cluster.health_check and watcher.generation == 0:
+            first.append(FitTogether(job.cluster, folder))
+        return train.train(job, first=tuple(first))
 
+    looks = env.local_rank == 0 and job.cluster.health_check
+    patrol = Patrol(folder, seat.host, interval=job.cluster.health_interval_seconds if looks else 0)
     watcher = Watcher(
         seat,
         task,
-        may_go_on=lambda: lease.holder(run_dir) == env.attempt,
+        may_go_on=lambda: lease.holder(run_dir) == env.attempt and not bad_nodes(folder),
         has_outcome=lambda: read_outcome(run_dir, attempt=env.attempt) is not None,
+        unfit=patrol,
     )
-    return watcher.run()
+    try:
+        return watcher.run()
+    finally:
+        patrol.close()
 
 
 def _furthest_failure(run_dir: Path) -> int:

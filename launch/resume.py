@@ -11,6 +11,30 @@ from pathlib import Path
 from launch.cli import refusing
 
 
+def queue_again(run_dir: Path, overrides: list[str], *, dry_run: bool = False) -> None:
+    """Submit the saved job of ``run_dir`` off the nodes that were set aside.
+
+    Raises:
+        ValueError: Slurm refused, or a job of the run is live.
+    """
+    from launch import compose
+    from launch.after_attempt import set_aside
+    from launch.sbatch import sbatch_command
+    from launch.site import asked_nodes
+    from launch.submit import submit
+    from megatron_ext.resilience.stop import stop_file
+
+    job = compose.override(compose.load(run_dir / "config.yaml"), overrides)
+    job.slurm.exclude = sorted({*job.slurm.exclude, *set_aside(run_dir)})
+    job.slurm.nodes = asked_nodes(job)
+    job.run_dir = str(run_dir.absolute())
+    if dry_run:
+        print(shlex.join(sbatch_command(job, run_dir.absolute())))
+        return
+    stop_file(run_dir).unlink(missing_ok=True)
+    submit(job, dry_run=False, test_only=False)
+
+
 def main() -> int:
     """Submit the saved job again from the newest good checkpoint."""
     parser = argparse.ArgumentParser(prog="python -m launch.resume", description=__doc__)
@@ -18,21 +42,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="dotted.key=VALUE")
     parser.add_argument("--dry-run", action="store_true", help="print the command only")
     args = parser.parse_intermixed_args()
-
-    from launch import compose
-    from launch.after_attempt import set_aside
-    from launch.sbatch import sbatch_command
-    from launch.submit import submit
-    from megatron_ext.resilience.stop import stop_file
-
-    job = compose.override(compose.load(args.run_dir / "config.yaml"), args.overrides)
-    job.slurm.exclude = sorted({*job.slurm.exclude, *set_aside(args.run_dir)})
-    job.run_dir = str(args.run_dir.absolute())
-    if args.dry_run:
-        print(shlex.join(sbatch_command(job, args.run_dir.absolute())))
-        return 0
-    stop_file(args.run_dir).unlink(missing_ok=True)
-    submit(job, dry_run=False, test_only=False)
+    queue_again(args.run_dir, args.overrides, dry_run=args.dry_run)
     return 0
 
 

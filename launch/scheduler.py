@@ -31,6 +31,11 @@ def ask(*words: str, tries: int = 1, wait: float = 1.0) -> str | None:
     return None
 
 
+def answers() -> bool:
+    """The controller is there, so that what it does not know does not exist."""
+    return ask("squeue", "--noheader", "--states=RUNNING", tries=3) is not None
+
+
 def job(job_id: str, *, tries: int = 1) -> dict[str, str]:
     """Fields of ``scontrol show job``; empty when the controller does not answer or know it."""
     text = ask("scontrol", "-o", "show", "job", job_id, tries=tries) if job_id else None

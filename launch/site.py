@@ -8,8 +8,23 @@ if TYPE_CHECKING:
 
 
 def nodes(job: "JobConfig") -> int:
-    """``slurm.nodes``, or all of the cluster's until that asks for more than one."""
-    return job.slurm.nodes if job.slurm.nodes > 1 else job.cluster.nodes or 1
+    """``slurm.nodes``, or all of the cluster's where that is not given."""
+    return job.slurm.nodes or job.cluster.nodes or 1
+
+
+def asked_nodes(job: "JobConfig") -> int:
+    """The nodes to queue a job for.
+
+    Raises:
+        ValueError: nobody said how many, and the cluster has more than one.
+    """
+    if not job.slurm.nodes and job.cluster.nodes > 1:
+        cluster = job.composed_from.get("cluster", job.cluster.hardware)
+        raise ValueError(
+            f"slurm.nodes is not given, and cluster={cluster} has {job.cluster.nodes}, for all of "
+            f"which plans are made: say slurm.nodes={job.cluster.nodes}, or fewer."
+        )
+    return nodes(job)
 
 
 def world_size(job: "JobConfig") -> int:

@@ -29,6 +29,7 @@ def lines(state: State) -> list[str]:
         text.append(f"  job {state.job_id}: {state.slurm or 'not known to Slurm here'}")
     if state.excluded:
         text.append(f"  set aside: {', '.join(state.excluded)}")
+    text += [f"  {line}" for line in state.slow]
     text += [f"  {attempt['line']}" for attempt in state.attempts[-20:]]
     return ["".join(c if c.isprintable() else "?" for c in line) for line in text]
 

@@ -8,6 +8,7 @@ from launch import scheduler
 from launch.cli import refusing
 from launch.truth import live_job
 from megatron_ext.atomic import write_text
+from megatron_ext.resilience.outcome import read_outcome
 from megatron_ext.resilience.stop import stop_file
 
 
@@ -19,10 +20,13 @@ def main() -> int:
     args = parser.parse_args()
     if not (args.run_dir / "config.yaml").exists():
         raise FileNotFoundError(f"{args.run_dir} holds no run: config.yaml is missing.")
+    if (outcome := read_outcome(args.run_dir)) is not None and outcome.word != "stopped":
+        print(f"nothing to stop: {outcome.word} at step {outcome.step}")
+        return 0
     write_text(stop_file(args.run_dir), "asked by launch.stop\n")
     job_id = live_job(args.run_dir)
     if not job_id:
-        print("asked to stop; no job of this run is queued or running here")
+        print("asked: a run outside of Slurm saves after its running step and ends")
         return 0
     waiting = scheduler.job(job_id).get("JobState") == "PENDING"
     if args.now or waiting:

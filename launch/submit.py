@@ -11,16 +11,18 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cli import refusing
 from launch.sbatch import CHECKOUT, sbatch_command, setup
+from launch.site import asked_nodes, world_size
 from megatron_ext.atomic import write_text
 
 if TYPE_CHECKING:
     from launch.config import JobConfig
+
+WITHOUT = "Without Slurm the same run goes on here by python -m launch.train --config {}"
 
 
 def prepare(overrides: list[str]) -> "JobConfig":
@@ -37,7 +39,8 @@ def prepare(overrides: list[str]) -> "JobConfig":
     job = compose(overrides)
     job.cluster.check()
     job.slurm.check()
-    check_run(job, world_size=job.slurm.nodes * job.cluster.ranks_per_node())
+    job.slurm.nodes = asked_nodes(job)
+    check_run(job, world_size=world_size(job))
     check_resumable(job)
     hardware = job.cluster.hardware
     refuse_precision(
@@ -47,15 +50,14 @@ def prepare(overrides: list[str]) -> "JobConfig":
 
 
 def preflight(job: "JobConfig") -> None:
-    """Everything that launch.preflight checks, on the nodes that are asked for. Says what it sees.
+    """Everything that launch.preflight checks. Says what it sees.
 
     Raises:
         ValueError: the refusals, together.
     """
     from launch.preflight import check_all, say
 
-    asked = replace(job, cluster=replace(job.cluster, nodes=job.slurm.nodes))
-    findings = list(check_all(asked))
+    findings = list(check_all(job))
     for finding in findings:
         say(finding)
     if refused := [f"{one.name}: {one.words}" for one in findings if one.refused]:
@@ -82,9 +84,12 @@ def code_version() -> dict[str, str]:
     """The commit that is checked out, and what differs from it."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, check=False
-        )
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(CHECKOUT), *words], capture_output=True, text=True, check=False
+            )
+        except OSError:
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     return {"commit": git("rev-parse", "HEAD"), "changes": git("diff", "HEAD")[: 1 << 20]}
@@ -96,10 +101,15 @@ def queue(words: list[str]) -> str:
     Raises:
         ValueError: Slurm refused; its own words are passed on.
     """
-    done = subprocess.run(words, capture_output=True, text=True, cwd=CHECKOUT, check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, cwd=CHECKOUT, check=False)
+    except OSError as error:
+        raise ValueError(f"sbatch: {error.strerror}. {WITHOUT.format(words[-1])}") from error
     job_id = done.stdout.strip().split(";")[0]
     if done.returncode or not job_id.isdigit():
-        raise ValueError(f"sbatch: {(done.stderr or done.stdout).strip()}")
+        said = (done.stderr or done.stdout).strip().replace("sbatch: ", "").splitlines()
+        lost = WITHOUT.format(words[-1]) if "configuration source" in done.stderr else ""
+        raise ValueError(f"sbatch: {'; '.join(said)}. {lost}".strip())
     return job_id
 
 

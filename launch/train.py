@@ -24,9 +24,10 @@ from megatron_ext.check import check_run
 from megatron_ext.checkpoint.resumable import check_resumable
 from megatron_ext.given import check_given
 from megatron_ext.parallel.env import Env
-from megatron_ext.resilience import lock
 from megatron_ext.plan import rope_reach
+from megatron_ext.resilience import lock
 from megatron_ext.resilience.outcome import Outcome, clear_outcome, read_outcome, write_outcome
+from megatron_ext.resilience.stop import stop_file
 from megatron_ext.train.sources import open_sources, open_validation
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def start(job: JobConfig) -> int:
     with lock.held(run_dir) if env.rank == 0 else nullcontext():
         if env.rank == 0:
             clear_outcome(run_dir)
+            if not env.attempt:  # else launch.attempt has, and a request may have come since
+                stop_file(run_dir).unlink(missing_ok=True)
             compose.save(job, run_dir / "config.yaml")
         return train(job) if nproc == 1 else _several(job, nproc)
 
@@ -131,6 +134,8 @@ def _several(job: JobConfig, nproc: int) -> int:
             f"--nproc-per-node={nproc} -m launch.train, or slurm/train.sbatch."
         )
     device.start()
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nobody else has to reach these ranks
     meeting = Path(job.folder()).resolve() / f".rendezvous-{os.getpid()}"
     try:
         return start_ranks(

@@ -10,6 +10,7 @@ from megatron_ext.resilience import attempts
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.outcome import read_outcome
 from megatron_ext.resilience.progress import last_metrics, newest_step
+from megatron_ext.resilience.stragglers import known
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"}
 QUIET_SECONDS = 600.0
@@ -38,6 +39,9 @@ class State:
     """Age of the newest line of metrics.jsonl."""
 
     excluded: list[str] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
+    """Ranks that hold the others up now, one line each."""
+
     cause: str = ""
     attempts: list[dict[str, Any]] = field(default_factory=list)
 
@@ -87,6 +91,7 @@ def look(run_dir: Path) -> State:
         state.last_sign_seconds = time.time() - (run_dir / "metrics.jsonl").stat().st_mtime
     _forecast(state, run_dir, metrics)
     state.excluded = sorted({node for a in past for node in a.excluded})
+    state.slow = [s.line() for s in known(run_dir, attempt=past[-1].attempt if past else "")]
     state.attempts = [asdict(a) | {"line": a.line()} for a in past]
     state.truth, state.cause = _truth(run_dir, state, past, facts)
     return state

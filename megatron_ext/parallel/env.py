@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -109,3 +110,8 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
         return int(value)
     except ValueError:
         raise ValueError(f"environment variable {name}={value!r} is not a number.") from None
+
+
+def own_host() -> str:
+    """Slurm's name of this node, else the short host name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname().split(".")[0]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_ext.atomic import write_text
+from megatron_ext.resilience.stacks import UNKNOWN, Place, place
 
 FORWARDED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
@@ -84,10 +85,9 @@ class Child:
         except OSError:
             return ""
 
-    def waits_for_others(self) -> bool:
-        """Whether the stacks show a collective: then another rank is the one that is missing."""
+    def place(self) -> Place:
+        """Where its stacks show it."""
         try:
-            text = self._stacks.read_text()
+            return place(self._stacks.read_text())
         except OSError:
-            return True
-        return "distributed_c10d.py" in text or not text
+            return UNKNOWN

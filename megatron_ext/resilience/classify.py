@@ -150,8 +150,9 @@ def _from_nodes(evidence: Evidence) -> Failure | None:
         return _failure("node", f"lost {', '.join(nodes)}", nodes)
     for node, why in evidence.bad_nodes.items():
         found = match(why)
-        name = "gpu" if found and found[0].name == "gpu" else "node"
-        return _failure(name, f"{node}: {why}", (node,))
+        name = found[0].name if found and found[0].name in ("gpu", "storage") else "node"
+        # What all nodes share is full or gone: no node is to blame, and no other one would help.
+        return _failure(name, f"{node}: {why}", () if name == "storage" else (node,))
     return None
 
 

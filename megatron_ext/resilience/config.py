@@ -63,6 +63,15 @@ class WatchConfig:
     replica_interval_steps: int = 100
     """Steps between checksums over data-parallel replicas; 0 never."""
 
+    straggler_interval_steps: int = 10
+    """Steps between comparisons of the ranks' own time; 0 never. A rank is named after three."""
+
+    straggler_factor: float = 1.4
+    """Own time over the median of the peers' above which a rank is slow (NVRx: 1 / 0.7)."""
+
+    straggler_strikes: bool = False
+    """A node with a slow rank gets a strike when the attempt ends (``slurm.restart.strikes``)."""
+
     drill: list[DrillConfig] = field(default_factory=list)
     """Faults to strike on purpose. A real run has none."""
 
@@ -80,4 +89,14 @@ class WatchConfig:
             raise ValueError(
                 f"watch.spike_factor={self.spike_factor} is not above 1: every step would be a "
                 f"spike. Use 0 to look for none."
+            )
+        if self.straggler_interval_steps < 0:
+            raise ValueError(
+                f"watch.straggler_interval_steps={self.straggler_interval_steps} is below 0: give "
+                f"the steps between comparisons, or 0 for none."
+            )
+        if self.straggler_factor <= 1:
+            raise ValueError(
+                f"watch.straggler_factor={self.straggler_factor} is not above 1: some rank would "
+                f"always be slow. Use watch.straggler_interval_steps=0 to look for none."
             )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_ext.resilience.blame import culprit
+
 PEER_SECONDS = 8.0  # silence of a watcher that means its node is lost
 ECHO_SECONDS = 1.0  # after the first death, others are let die so that the true cause is seen
 EXIT_SECONDS = 30.0  # after the first clean exit, the others' time to follow
@@ -26,8 +28,19 @@ class Member:
     overdue: float = 0.0
     process: str = ""
     error: str = ""
-    collective: bool = True
+    calls: int = 0
+    call: str = "?"
+    frame: str = ""
+    unfit: str = ""
+    """Why the health check of its node failed during the run."""
+
     lost: bool = False
+
+
+REPORTED = (
+    *("generation", "alive", "code", "step", "count", "section", "overdue"),
+    *("process", "error", "calls", "call", "frame", "unfit"),
+)
 
 
 @dataclass
@@ -74,10 +87,8 @@ class Council:
         """A watcher's report."""
         member = self.members.setdefault(rank, Member(host=str(status["host"]), heard=now))
         was_alive = member.alive or member.generation != status["generation"]
-        for key in ("generation", "alive", "code", "step", "count", "section", "overdue"):
+        for key in REPORTED:
             setattr(member, key, status[key])
-        member.process, member.error = status["process"], status["error"]
-        member.collective = status["collective"]
         member.heard = now
         if was_alive and not member.alive and member.code is not None:
             member.ended = now
@@ -100,6 +111,9 @@ class Council:
                 host = self.members[lost[0]].host
                 self.event = self._event("node", lost[0], f"no answer from {host}")
             return self._end(1, self.event)
+        for rank, member in self.members.items():
+            if member.unfit and not self._all_done():
+                return self._end(1, self._event("node", rank, member.unfit))
         if self.phase == "run":
             return self._run(now)
         if self.phase == "echo":
@@ -162,30 +176,7 @@ class Council:
         return self._event(name, first, dead[first].error or f"rank {first} exit code {code}")
 
     def _judge_hang(self) -> Event:
-        """The rank that is stopped, else behind, else not waiting for the others."""
-        ranks = {r: m for r, m in self._current().items() if m.alive}
-        behind = min((m.step, m.count) for m in ranks.values())
-        ahead = max((m.step, m.count) for m in ranks.values())
-
-        def blame(rank: int) -> tuple[bool, bool, bool, int]:
-            m = ranks[rank]
-            return (
-                m.process not in ("T", "t", "D"),
-                behind == ahead or (m.step, m.count) != behind,
-                m.collective,
-                rank,
-            )
-
-        rank = min(ranks, key=blame)
-        member = ranks[rank]
-        waited = max(m.overdue for m in ranks.values())
-        text = (
-            f"no progress for {waited:.0f} s in section {member.section}: rank {rank} on "
-            f"{member.host}"
-        )
-        text += " is stopped" if member.process in ("T", "t") else " is behind"
-        if behind != ahead:
-            text += f" at beat {member.count}, others at {ahead[1]}"
+        rank, text = culprit({r: m for r, m in self._current().items() if m.alive})
         return self._event("hang", rank, text)
 
     def _event(self, name: str, rank: int, headline: str) -> Event:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 from megatron_ext.legal import unknown_choice
 
+SLOW_SECONDS = 0.05
+
 
 @dataclass(kw_only=True)
 class DrillConfig:
     """One planned fault. ``watch.drill`` lists them; a real run has none."""
 
     kind: str
-    """A word of ``FAULTS`` or of ``NUMERIC``."""
+    """A word of ``FAULTS``, ``NUMERIC`` or ``LASTING``."""
 
     step: int
     """Struck before this step (counted from 0)."""
@@ -30,8 +32,8 @@ class DrillConfig:
         Raises:
             ValueError: naming the known ones.
         """
-        if self.kind not in FAULTS and self.kind not in NUMERIC:
-            raise unknown_choice("watch.drill.kind", self.kind, [*FAULTS, *NUMERIC])
+        if self.kind not in (*FAULTS, *NUMERIC, *LASTING):
+            raise unknown_choice("watch.drill.kind", self.kind, [*FAULTS, *NUMERIC, *LASTING])
 
 
 def _raise() -> None:
@@ -55,6 +57,13 @@ def _sleep() -> None:
     time.sleep(100_000)
 
 
+def spin() -> None:
+    """Compute for ``SLOW_SECONDS`` of CPU time."""
+    end = time.thread_time() + SLOW_SECONDS
+    while time.thread_time() < end:
+        pass
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     "exception": _raise,
     "segfault": _read_nothing,
@@ -70,3 +79,5 @@ FAULTS: dict[str, Callable[[], None]] = {
 # Struck inside the step instead, by the callback that has the model (train/callbacks/drill.py).
 # ``nan`` is gone when the step is run again, ``nan_stays`` is not, ``flip`` changes one weight.
 NUMERIC = ("nan", "nan_stays", "flip")
+# Before every step from ``step`` on, until the process ends. ``slow`` computes, ``late`` sleeps.
+LASTING: dict[str, Callable[[], None]] = {"slow": spin, "late": lambda: time.sleep(SLOW_SECONDS)}

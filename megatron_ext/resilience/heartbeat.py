@@ -11,6 +11,7 @@ SECTIONS = ("start", "step", "between", "save", "finish")
 # their 99th percentile, longest stay in each section. Written in place: a torn read is read again
 # a tick later.
 PAGE = struct.Struct(f"<Qdqqqqd{len(SECTIONS)}d")
+CALLS_AT = 1024  # of the page: collectives that the rank has begun to wait for
 MEMORY = 256  # steps that the percentile is taken over
 # Clock of the whole machine, so that two processes compare; never set back by ntp or a person.
 now = time.monotonic
@@ -34,12 +35,17 @@ class Beat:
     longest: tuple[float, ...]
     """Stay in each section so far."""
 
+    calls: int
+    """Collectives that the rank has begun to wait for."""
+
 
 class Heartbeat:
     """The page. Made by the parent; a forked child that writes it is read by the parent."""
 
     def __init__(self) -> None:
         self._page = mmap.mmap(-1, mmap.PAGESIZE)  # anonymous and shared: no file to leave behind
+        self.calls = memoryview(self._page)[CALLS_AT : CALLS_AT + 8].cast("Q")
+        """The count of ``Beat.calls``, written by parallel/waiting.py."""
         self.clear()
 
     def clear(self) -> None:
@@ -48,6 +54,7 @@ class Heartbeat:
         self._at, self._p99 = now(), 0.0
         self._steps: deque[float] = deque(maxlen=MEMORY)
         self._longest = [0.0] * len(SECTIONS)
+        self.calls[0] = 0
         self._write()
 
     def _write(self) -> None:
@@ -95,4 +102,5 @@ class Heartbeat:
             regime_steps=steps,
             p99_seconds=p99,
             longest=tuple(longest),
+            calls=self.calls[0],
         )

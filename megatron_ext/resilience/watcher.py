@@ -2,45 +2,22 @@
 
 import contextlib
 import json
-import logging
-import secrets
 import select
 import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from megatron_ext.atomic import write_text
+from megatron_ext.resilience.chair import Chair, Seat, record_event, tick_seconds
 from megatron_ext.resilience.child import FORWARDED, Child
-from megatron_ext.resilience.config import WatchConfig
-from megatron_ext.resilience.council import PEER_SECONDS, Council, Order
+from megatron_ext.resilience.council import PEER_SECONDS
 from megatron_ext.resilience.deadlines import Deadlines
 from megatron_ext.resilience.heartbeat import Heartbeat, now
-from megatron_ext.resilience.wire import Peer, free_port, listen
+from megatron_ext.resilience.stacks import UNKNOWN
+from megatron_ext.resilience.wire import Peer
 
-log = logging.getLogger(__name__)
-TICK_SECONDS = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seat:
-    """Where this watcher sits."""
-
-    rank: int
-    world_size: int
-    host: str
-    address: str
-    """Name or address of rank 0's node."""
-
-    folder: Path
-    """RUN_DIR/attempts/NAME, shared by all nodes."""
-
-    first_seconds: float
-    known_step: int
-    watch: WatchConfig
+TICK_SECONDS = 0.2
 
 
 class Watcher:
@@ -53,31 +30,37 @@ class Watcher:
         *,
         may_go_on: Callable[[], bool],
         has_outcome: Callable[[], bool],
+        unfit: Callable[[], str] = str,
     ) -> None:
-        self.seat, self._task = seat, task
+        """``unfit``: why this node must be left now, empty as long as it need not be."""
+        self.seat, self._task, self._unfit = seat, task, unfit
         self._may_go_on, self._has_outcome = may_go_on, has_outcome
         self._beat = Heartbeat()
         self._deadlines = Deadlines(seat.watch)
         self._child: Child | None = None
         self._generation = -1
         self._asked: list[int] = []
-        self._server: socket.socket | None = None
-        self._peers: list[Peer] = []
-        self._council: Council | None = None
-        self._collective = True
+        self._chair: Chair | None = None
+        self._place = UNKNOWN
         self._stacks_at = 0.0
+        self._ping: tuple[float, float] | None = None
 
     @property
     def heartbeat(self) -> Heartbeat:
         """The page that the rank writes; inherited by the fork."""
         return self._beat
 
+    @property
+    def generation(self) -> int:
+        """Which start of the rank it is; 0 is the first."""
+        return self._generation
+
     def run(self) -> int:
         """Until the end of the attempt; returns the code to exit with."""
         before = {n: signal.signal(n, self._note) for n in FORWARDED}
         try:
             if self.seat.rank == 0:
-                self._open()
+                self._chair = Chair(self.seat)
             self._link = self._join()
             return self._loop()
         finally:
@@ -92,18 +75,6 @@ class Watcher:
 
     def _note(self, number: int, _frame: Any) -> None:
         self._asked.append(number)
-
-    def _open(self) -> None:
-        """Rank 0: listen on its own address only, and tell the others where."""
-        self._server = listen(self.seat.address)
-        host, port = self._server.getsockname()[:2]
-        self._token = secrets.token_hex(16)
-        note = {"host": host, "port": port, "token": self._token}
-        write_text(self.seat.folder / "council.json", json.dumps(note))
-        (self.seat.folder / "council.json").chmod(0o600)
-        self._council = Council(
-            self.seat.world_size, self.seat.first_seconds, now(), known_step=self.seat.known_step
-        )
 
     def _join(self) -> Peer:
         """Connect to rank 0's watcher.
@@ -123,24 +94,27 @@ class Watcher:
 
     def _loop(self) -> int:
         heard = told = now()
+        tick = tick_seconds(self.seat.world_size)
         while True:
             self._pass_signals()
-            if now() - told >= TICK_SECONDS:
+            if now() - told >= tick:
                 self._link.send(self._status())
                 told = now()
-            if self._council is not None:
-                self._preside(self._council)
+            if self._chair is not None:
+                self._chair.preside(self._may_go_on(), self._has_outcome)
             for message in self._link.receive():
                 heard = now()
                 if (code := self._obey(message)) is not None:
                     return code
             if self._link.broken or now() - heard > PEER_SECONDS:
-                self._record({"class": "node", "rank": "0", "headline": "rank 0's node is lost"})
+                lost = {"class": "node", "rank": "0", "headline": "rank 0's node is lost"}
+                record_event(self.seat.folder, lost)
                 return 1
-            waiting: list[Any] = [self._link, *self._peers]
-            if self._server is not None:
-                waiting.append(self._server)
-            select.select(waiting, [], [], TICK_SECONDS)
+            select.select(self._sockets(), [], [], TICK_SECONDS)
+
+    def _sockets(self) -> list[Any]:
+        """What this process waits on, and a rank must not inherit."""
+        return [self._link, *(self._chair.sockets() if self._chair is not None else ())]
 
     def _pass_signals(self) -> None:
         while self._asked and self._child is not None:
@@ -152,7 +126,8 @@ class Watcher:
         self._deadlines.observe(beat)
         late = self._deadlines.overdue(beat, now()) if alive and self.seat.watch.hang else 0.0
         if self._stacks_at and child is not None and now() - self._stacks_at > 0.5:
-            self._collective, self._stacks_at = child.waits_for_others(), 0.0
+            self._place, self._stacks_at = child.place(), 0.0
+        sent, came = self._ping or (0.0, 0.0)
         return {
             "rank": self.seat.rank,
             "host": self.seat.host,
@@ -165,7 +140,12 @@ class Watcher:
             "overdue": late,
             "process": child.state() if alive and child is not None else "",
             "error": child.last_words() if child is not None and not alive else "",
-            "collective": self._collective,
+            "calls": beat.calls,
+            "call": self._place.call,
+            "frame": self._place.frame,
+            "unfit": self._unfit(),
+            "ping": sent,
+            "held": now() - came,
         }
 
     def _obey(self, order: dict[str, Any]) -> int | None:
@@ -176,6 +156,8 @@ class Watcher:
             return int(order["code"])
         if verb == "start":
             self._start(int(order["generation"]), int(order["port"]))
+        elif verb == "ping":
+            self._ping = float(order["at"]), now()
         elif verb == "kill" and self._child is not None:
             self._child.kill()
         elif verb == "stacks" and self._child is not None:
@@ -187,9 +169,8 @@ class Watcher:
         self._generation = generation
         self._beat.clear()
         self._beat.enter("start")
-        self._collective = True
-        sockets = [p.connection for p in (self._link, *self._peers)]
-        sockets += [self._server] if self._server is not None else []
+        self._place = UNKNOWN
+        sockets = self._sockets()
 
         def task() -> int:
             for inherited in sockets:
@@ -202,46 +183,3 @@ class Watcher:
             stacks=self.seat.folder / f"{name}.{generation}.stacks",
             error=self.seat.folder / f"{name}.{generation}.error",
         )
-
-    def _preside(self, council: Council) -> None:
-        """Rank 0: hear everybody, decide, tell everybody."""
-        assert self._server is not None
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._peers.append(Peer(self._server.accept()[0], self._token))
-        for peer in self._peers:
-            for status in peer.receive():
-                peer.rank = int(status["rank"])
-                council.hear(peer.rank, status, now())
-            if peer.broken and peer.rank is not None:
-                council.lose(peer.rank)
-        self._peers = [peer for peer in self._peers if not peer.broken]
-        if any(m.code == 0 for m in council.members.values()):
-            council.outcome_seen = self._has_outcome()
-        council.may_restart = self._may_go_on()
-        for order in council.tick(now()) or [Order("ping")]:
-            self._tell(council, order)
-
-    def _tell(self, council: Council, order: Order) -> None:
-        port = free_port(self.seat.address) if order.verb == "start" else 0
-        if order.event is not None:
-            event = asdict(order.event)
-            event["class"] = event.pop("name")
-            event["generation"], event["time"] = council.generation, time.time()
-            log.warning("%s: %s", event["class"], event["headline"])
-            if order.verb == "kill":
-                text = json.dumps(event) + "\n"
-                write_text(self.seat.folder / f"event-{council.generation}.json", text)
-            else:
-                self._record(event)
-        message = {"verb": order.verb, "generation": order.generation, "code": order.code}
-        for peer in self._peers:
-            peer.send({**message, "port": port})
-
-    def _record(self, event: dict[str, Any]) -> None:
-        """The event that ended the attempt. The first one to be written stays."""
-        if event["class"] == "node":
-            (self.seat.folder / "lost_node").touch()  # for slurm/train.sbatch
-        path = self.seat.folder / "last_event.json"
-        if not path.exists():
-            write_text(path, json.dumps(event) + "\n")

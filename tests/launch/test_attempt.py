@@ -10,11 +10,13 @@ import pytest
 from launch import attempt, health, scheduler
 from launch.after_attempt import cancel_successors, notify
 from launch.compose import compose, load
+from launch.status import lines
 from launch.truth import look
-from megatron_ext.resilience import attempts, lease
+from megatron_ext.resilience import attempts, lease, stragglers
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.outcome import Outcome, write_outcome
 from megatron_ext.resilience.stop import stop_file
+from megatron_ext.resilience.stragglers import Straggler
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRON = {"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1"}
@@ -179,7 +181,8 @@ def test_health_names_a_full_disk_a_broken_gpu_and_the_sites_own_reason(tmp_path
         Path("/proc/self")
     )
     assert health.check_clock(tmp_path) == ""
-    assert health.check_product() == ""
+    assert health.check_product(0.01) == ""
+    assert "below cluster.min_product_gflops=1e+06" in health.check_product(1e6)
     log = tmp_path / "kern.log"
     log.write_text("NVRM: Xid (PCI:0000:3b:00): 13, pid=7, Graphics Exception\n")
     assert health.check_kernel_log(str(log)) == ""
@@ -187,6 +190,16 @@ def test_health_names_a_full_disk_a_broken_gpu_and_the_sites_own_reason(tmp_path
     assert "79" in health.check_kernel_log(str(log))
     assert health.check_site(["sh", "-c", "echo fan 3 is dead; exit 1"]) == "sh: fan 3 is dead"
     assert "GPU" in health.check_gpus(1) or "nvidia-smi" in health.check_gpus(1)
+
+
+def test_a_slow_rank_is_in_the_status_and_a_strike_only_where_asked_for(tmp_path: Path) -> None:
+    for asked, suspects in (("false", []), ("true", ["n7"])):
+        words = [*SMALL, f"run_dir={tmp_path}/{asked}", f"watch.straggler_strikes={asked}"]
+        folder = attempt.begin(words, ENVIRON)
+        slow = Straggler(rank=3, node="n7", ratio=2.0, seconds=0.2, step=30, attempt=folder.name)
+        stragglers.record(tmp_path / asked, slow)
+        assert "rank 3 on n7 is slow" in "\n".join(lines(look(tmp_path / asked)))
+        assert _end(folder, 1)[1].suspects == suspects
 
 
 def test_status_of_a_run_needs_no_scheduler_and_is_quick(tmp_path: Path) -> None:

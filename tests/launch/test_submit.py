@@ -14,6 +14,7 @@ from launch import chain, sbatch
 from launch.cluster_config import ClusterConfig, SlurmConfig
 from launch.compose import choices, compose
 from launch.config import JobConfig
+from launch.site import asked_nodes, world_size
 from launch.submit import code_version, prepare, record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,32 @@ def test_hostile_values_are_refused_before_they_reach_slurm(value: str) -> None:
         SlurmConfig(exclude=[value]).check()
     with pytest.raises(ValueError, match="slurm"):
         SlurmConfig(dependency=value).check()
+
+
+@pytest.mark.parametrize("key", ["constraint", "memory", "venv", "container", "time"])
+def test_a_line_break_in_a_word_for_sbatch_is_refused(key: str) -> None:
+    for value in ("x\n#SBATCH --uid=0", "-x"):
+        with pytest.raises(ValueError, match=f"cluster.{key}"):
+            ClusterConfig(**{key: value}).check()
+        with pytest.raises(ValueError, match=r"cluster\.options"):
+            ClusterConfig(options={"comment": value}).check()
+
+
+def test_no_text_of_a_user_becomes_a_directive(tmp_path: Path) -> None:
+    folder = tmp_path / "a\n#SBATCH --uid=0\ntouch X; $(touch X)"
+    job = _job()
+    job.cluster.modules = ["m\n#SBATCH --uid=0"]
+    record(job, folder, sbatch.sbatch_command(job, folder))
+    for name in ("submit.sh", "setup.sh"):
+        text = (folder / name).read_text()
+        subprocess.run(["bash", "-n", folder / name], check=True)
+        # Whatever lines there are, sbatch reads directives of the batch file alone, which is ours.
+        assert name != "submit.sh" or shlex.split(text.split("\n", 2)[2])[-2] == str(
+            sbatch.TEMPLATE
+        )
+    options = sbatch.options(job, folder)
+    assert all(word.startswith("--") for word in options)
+    assert not any(word.startswith(("--uid", "--mail")) for word in options)
 
 
 def test_a_hostile_name_is_refused() -> None:
@@ -190,6 +217,18 @@ def test_help_answers_in_well_under_a_second() -> None:
         used = after.children_user + after.children_system
         used -= before.children_user + before.children_system
         assert used < 1.0, f"{name}: {used:.2f} s"
+
+
+def test_plan_and_submission_count_the_same_nodes() -> None:
+    words = ["recipe=skywork_13b/stage1", "cluster=a800_512"]
+    assert world_size(compose(words)) == 512
+    with pytest.raises(ValueError, match=r"slurm\.nodes is not given, and cluster=a800_512 has 64"):
+        prepare(words)
+    for nodes in (1, 64):
+        job = _job("cluster=a800_512", f"slurm.nodes={nodes}")
+        assert (asked_nodes(job), world_size(job)) == (nodes, 8 * nodes)
+        assert f"--nodes={nodes}" in sbatch.options(job, Path("/r"))
+    assert asked_nodes(_job("cluster=plain")) == asked_nodes(_job()) == 1
 
 
 def test_an_array_asks_one_thing_of_the_cluster() -> None:

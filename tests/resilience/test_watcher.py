@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ext.resilience.chair import Seat
 from megatron_ext.resilience.child import Child
 from megatron_ext.resilience.config import WatchConfig
 from megatron_ext.resilience.council import Council
 from megatron_ext.resilience.deadlines import ENOUGH, Deadlines
 from megatron_ext.resilience.heartbeat import Heartbeat
-from megatron_ext.resilience.watcher import Seat, Watcher
+from megatron_ext.resilience.watcher import Watcher
 
 STEPS = 40
 # Waits under the file name by which a real collective shows in a rank's stacks.
@@ -78,8 +79,13 @@ def _run(folder: Path, fault: Fault, *, at: int = 25, ranks: int = 3) -> list[in
                 os.environ["GENERATION"] = str(port)
                 return _rank(watchers, rank, folder, fault, at)
 
+            def unfit(path: Path = folder / f"unfit-{rank}") -> str:
+                return path.read_text() if path.exists() else ""
+
             for k in range(ranks):
-                watchers[k] = Watcher(seat, task, may_go_on=lambda: True, has_outcome=lambda: False)
+                watchers[k] = Watcher(
+                    seat, task, may_go_on=lambda: True, has_outcome=lambda: False, unfit=unfit
+                )
             os._exit(watchers[rank].run())
         except BaseException:
             traceback.print_exc()
@@ -169,17 +175,50 @@ def test_a_wrong_configuration_is_not_tried_again_in_place(tmp_path: Path) -> No
 def test_a_rank_that_is_not_in_the_collective_is_the_one_that_hangs() -> None:
     council = Council(3, 10.0, 0.0)
     status = {"generation": 0, "alive": True, "code": None, "step": 7, "count": 20}
-    status |= {"section": "step", "overdue": 0.0, "process": "S", "error": "", "collective": True}
+    status |= {"section": "step", "overdue": 0.0, "process": "S", "error": ""}
+    status |= {"calls": 31, "call": "all_reduce", "frame": "loop.py:84 fit", "unfit": ""}
     for rank in range(3):
         council.hear(rank, {**status, "host": f"n{rank}"}, 0.0)
     assert [order.verb for order in council.tick(0.0)] == ["start"]
     council.hear(0, {**status, "host": "n0", "overdue": 9.0}, 1.0)
     assert [order.verb for order in council.tick(1.0)] == ["stacks"]
-    council.hear(2, {**status, "host": "n2", "collective": False}, 2.0)
+    council.hear(2, {**status, "host": "n2", "call": "", "frame": "feed.py:7 step"}, 2.0)
     orders = council.tick(3.0)
     assert [order.verb for order in orders] == ["kill"]
     assert council.event is not None
     assert (council.event.rank, council.event.node) == (2, "n2")
+    assert "is behind, in feed.py:7 step" in council.event.headline
+
+
+def test_where_all_wait_the_rank_in_another_collective_than_most_is_the_one() -> None:
+    council = Council(4, 10.0, 0.0)
+    status = {"generation": 0, "alive": True, "code": None, "step": 7, "count": 20, "error": ""}
+    status |= {"section": "step", "overdue": 9.0, "process": "S", "unfit": "", "calls": 31}
+    for rank in range(4):
+        council.hear(rank, {**status, "host": f"n{rank}", "call": "?", "frame": ""}, 0.0)
+    council.tick(0.0)
+    council.tick(1.0)
+    for rank in range(4):
+        place = ("broadcast", "loop.py:9 f") if rank == 1 else ("all_reduce", "stop.py:8 g")
+        told = dict(zip(("call", "frame"), place, strict=True))
+        council.hear(rank, {**status, "host": f"n{rank}", **told}, 2.0)
+    council.tick(3.0)
+    assert council.event is not None
+    assert (council.event.rank, council.event.node) == (1, "n1")
+    assert council.event.headline.endswith(
+        "rank 1 on n1 is in another collective than its peers: rank 1 at call 31 (broadcast of "
+        "loop.py:9 f); ranks 0, 2, 3 at call 31 (all_reduce of stop.py:8 g)"
+    )
+
+
+def test_a_node_that_turns_unfit_during_the_run_ends_the_attempt(tmp_path: Path) -> None:
+    def sick(_rank: int) -> None:
+        (tmp_path / "unfit-1").write_text("Xid 79")
+        _busy(_rank)
+
+    assert _run(tmp_path, sick) == [1, 1, 1]
+    event = json.loads((tmp_path / "last_event.json").read_text())
+    assert (event["class"], event["node"], event["headline"]) == ("node", "n1", "Xid 79")
 
 
 def test_ranks_that_never_come_are_named() -> None:

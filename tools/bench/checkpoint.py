@@ -9,11 +9,14 @@ One rank with a model of about 30 M parameters and its Adam state (fp32: about 0
 - save: bytes per second of a whole plain save (tensors, hashes, fsync, seal, rename), over
   writing the same bytes from memory to one file and fsync;
 - beside: a step's matrix multiplications while a save is being written, over without one;
+- amortised: the stall, and the slower steps while it is written, over a run that saves every
+  five minutes;
 - megatron (with --megatron): the same state through Megatron's own spawned writers.
 """
 
 import argparse
 import shutil
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,6 +25,8 @@ from typing import Any
 
 from launch.cli import refusing
 from tools.bench.pairs import Pairs, measure, report
+
+INTERVAL_SECONDS = 300.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,9 +54,14 @@ def _all(args: argparse.Namespace, folder: Path) -> None:
     what = _state(args)
     size = _bytes(what)
     print(f"{size / 1e6:.0f} MB of tensors, {args.dtype}")
-    _report_stall(what, folder, size, args.pairs)
+    stall, writing = _report_stall(what, folder, size, args.pairs)
     _report_save(what, folder, size, args.pairs)
-    _report_beside(what, folder, args.pairs)
+    slower = _report_beside(what, folder, args.pairs)
+    lost = stall + writing * max(0.0, 1 - 1 / slower)
+    print(
+        f"a background save every {INTERVAL_SECONDS:.0f} s: {stall:.3f} s stall, {writing:.2f} s "
+        f"of steps {slower:.2f} x as long: {lost / INTERVAL_SECONDS:.3%} of step time; bar: 1 %"
+    )
     if args.megatron:
         _report_megatron(what, folder)
     groups.stop()
@@ -101,7 +111,8 @@ def _bytes(what: dict[str, Any]) -> int:
     return sum(tensor.nbytes for tensor in _tensors(what))
 
 
-def _report_stall(what: dict[str, Any], folder: Path, size: int, pairs: int) -> None:
+def _report_stall(what: dict[str, Any], folder: Path, size: int, pairs: int) -> tuple[float, float]:
+    """Median seconds of the stall, and of writing what it set aside."""
     import torch
 
     from megatron_ext.checkpoint.save import Staging, begin
@@ -109,22 +120,25 @@ def _report_stall(what: dict[str, Any], folder: Path, size: int, pairs: int) -> 
     staging = Staging()
     source = torch.ones(size, dtype=torch.uint8)
     target = torch.empty_like(source).copy_(source)
-    ours, peer = [], []
+    ours, peer, writing = [], [], []
     for number in range(pairs + 1):
         started: list[Any] = []
         stall = measure(lambda into=started: into.append(begin(folder, **what, staging=staging)))
-        started[0].finish()
+        written = measure(started[0].finish)
         copy = measure(lambda: target.copy_(source))
         if number:  # the first one finds neither memory mapped
             ours.append(stall)
             peer.append(copy)
+            writing.append(written.wall)
+    found = Pairs(ours=ours, peer=peer)
     report(
         f"stall of a background save of {size / 1e6:.0f} MB",
-        Pairs(ours=ours, peer=peer),
+        found,
         ours="begin(staging=...)",
         peer="memcpy of the same bytes",
         bar="none set; see wall",
     )
+    return found.median("ours", "wall"), statistics.median(writing)
 
 
 def _report_save(what: dict[str, Any], folder: Path, size: int, pairs: int) -> None:
@@ -167,7 +181,8 @@ def _raw_write(folder: Path, size: int) -> Callable[[], None]:
     return write
 
 
-def _report_beside(what: dict[str, Any], folder: Path, pairs: int) -> None:
+def _report_beside(what: dict[str, Any], folder: Path, pairs: int) -> float:
+    """How much longer steps take meanwhile, by the wall clock."""
     import torch
 
     from megatron_ext.checkpoint.save import Staging, begin
@@ -187,13 +202,15 @@ def _report_beside(what: dict[str, Any], folder: Path, pairs: int) -> None:
         if number:
             ours.append(during)
             peer.append(alone)
+    found = Pairs(ours=ours, peer=peer)
     report(
         "matrix multiplications while a save is written",
-        Pairs(ours=ours, peer=peer),
+        found,
         ours="beside a save (CPU counts the writer's too)",
         peer="alone",
         bar="none set; see wall",
     )
+    return found.ratio("wall")
 
 
 def _report_megatron(what: dict[str, Any], folder: Path) -> None:

@@ -9,13 +9,17 @@ from megatron_ext.train.callbacks.gradient_share import GradientShare
 from megatron_ext.train.callbacks.metrics_file import MetricsFile
 from megatron_ext.train.callbacks.progress import Progress
 from megatron_ext.train.callbacks.replicas import Replicas
+from megatron_ext.train.callbacks.stragglers import Stragglers
 from megatron_ext.train.callbacks.tensorboard import TensorBoard
 from megatron_ext.train.callbacks.throughput import Throughput
 
 
 def callbacks(run: RunConfig) -> list[Callback]:
     """What surrounds the steps of ``run``: what measures first, then what reports."""
-    measuring: list[Callback] = [Throughput(run)]
+    measuring: list[Callback] = []
+    if run.watch.straggler_interval_steps:
+        measuring.append(Stragglers(run.watch))
+    measuring.append(Throughput(run))
     if run.logging.gradient_share_interval:
         measuring.append(GradientShare(interval=run.logging.gradient_share_interval))
     reporting: list[Callback] = [MetricsFile(run), Progress(run)]

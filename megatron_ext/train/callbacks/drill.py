@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megatron_ext.config import RunConfig
-from megatron_ext.resilience.drill import FAULTS, DrillConfig
+from megatron_ext.resilience.drill import FAULTS, LASTING, DrillConfig
 from megatron_ext.train.callback import Callback
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ class Drill(Callback):
         self._folder = Path(run.folder()) / "drill"
         self._planned = list(enumerate(run.watch.drill))
         self._hooks: list[Any] = []
+        self._lasting: list[str] = []
 
     def before_step(self, trainer: "Trainer") -> None:
         """Strike what is due."""
@@ -27,6 +28,8 @@ class Drill(Callback):
             due = (fault.rank, fault.step) == (trainer.env.rank, trainer.state.step)
             if due and self._count(index, fault):
                 self._strike(trainer, fault)
+        for kind in self._lasting:
+            LASTING[kind]()
 
     def _count(self, index: int, fault: DrillConfig) -> bool:
         self._folder.mkdir(exist_ok=True)
@@ -39,6 +42,9 @@ class Drill(Callback):
     def _strike(self, trainer: "Trainer", fault: DrillConfig) -> None:
         if fault.kind in FAULTS:
             FAULTS[fault.kind]()
+            return
+        if fault.kind in LASTING:
+            self._lasting.append(fault.kind)
             return
         parameter = next(p for p in trainer.model[0].parameters() if p.requires_grad)
         if fault.kind == "flip":

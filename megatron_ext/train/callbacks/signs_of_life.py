@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_ext.parallel.waiting import waits
 from megatron_ext.resilience.heartbeat import Heartbeat
 from megatron_ext.train.callback import Callback, Metrics
 
@@ -18,6 +19,7 @@ class SignsOfLife(Callback):
 
     def before_training(self, trainer: "Trainer") -> None:
         """Setting up and loading are over."""
+        waits().shown = self._heartbeat.calls
         self._heartbeat.enter("between")
 
     def before_step(self, trainer: "Trainer") -> None:

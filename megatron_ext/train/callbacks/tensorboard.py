@@ -19,6 +19,7 @@ SCALARS = (
     "global_batch_size",
     "seq_length",
 )
+SOMETIMES = ("slowest_rank", "slowest_ratio")
 
 
 class TensorBoard(Callback):
@@ -43,7 +44,8 @@ class TensorBoard(Callback):
         if self.writer is None or step % self.interval:
             return
         shares = metrics.get("gradient_share", {})
-        self._add({f"train/{name}": metrics[name] for name in SCALARS}, step)
+        values = {name: metrics[name] for name in (*SCALARS, *SOMETIMES) if name in metrics}
+        self._add({f"train/{name}": value for name, value in values.items()}, step)
         if shares:
             self._add({f"gradient_share/{name}": share for name, share in shares.items()}, step)
 
