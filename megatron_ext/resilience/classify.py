@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field, replace
 
-from megatron_ext.resilience.log_rules import ECHOES, MISSING_FILE, RULES, Rule
+from megatron_ext.resilience.log_rules import ECHOES, HANDLED, MISSING_FILE, RULES, Rule
 
 CLASSES = {
     "finished": "last step taken and its checkpoint verified",
@@ -220,6 +220,8 @@ def match(log: str) -> tuple[Rule, str] | None:
     best: tuple[Rule, str] | None = None
     for line in dict.fromkeys(bounded(log).splitlines()):  # noise repeats itself
         line = PREFIX.sub("", ANSI.sub("", line[:2000])).strip()
+        if HANDLED.search(line):
+            continue
         for rule in RULES:
             if best is not None and rule.weight <= best[0].weight:
                 continue

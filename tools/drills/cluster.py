@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.resilience.progress import last_metrics
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCRIPT = CHECKOUT / "tests" / "slurm" / "loopback.sh"
 
@@ -120,8 +122,7 @@ class Run:
 
     def step(self) -> int:
         """Steps taken."""
-        metrics = self.metrics()
-        return int(metrics[-1]["step"]) if metrics else 0
+        return int(last_metrics(self.folder).get("step", 0))
 
     def attempts(self) -> list[dict[str, Any]]:
         """The newest record of each attempt."""
@@ -174,6 +175,18 @@ class Run:
         """Processes of a rank: the watcher first, then the rank itself."""
         text = self.cluster.do("pids", node, f"SLURM_PROCID={rank}")
         return [int(p) for p in text.split()]
+
+    def rank_pids(self, node: str, rank: int) -> list[int]:
+        """The watcher of a rank and the rank; without the batch shell, which is a rank 0 too."""
+        found = []
+        for pid in self.pids(node, rank):
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"launch.rank" in words and b"srun" not in words[0]:
+                found.append(pid)
+        return found
 
     def words(self) -> str:
         """The end of everything it wrote."""

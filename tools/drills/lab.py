@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Lab:
         self.folder = cluster.folder / "runs"
         self.folder.mkdir()
         self.sources = write_corpus(self.folder)
+        self.timers: list[threading.Timer] = []
+        """What is to be undone later."""
         self._reference: dict[int, tuple[list[Any], Any]] = {}
 
     def run(self, name: str, *more: str, steps: int = STEPS, nodes: int = 2) -> Run:
@@ -52,6 +55,7 @@ class Lab:
             "batch.seq_length=32",
             "batch.global_batch_size=4",
             f"checkpoint.interval_steps={INTERVAL}",
+            "launch.threads_per_rank=1",  # the nodes share the cores of one machine
             "logging.tensorboard=false",
             "watch.hang_floor_seconds=3",
             "slurm.restart.backoff_seconds=1",
