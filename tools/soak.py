@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tools.drills.cluster import Run
     from tools.drills.lab import Lab
 
-INTERVAL = 25
+INTERVAL = 100
 STEPS_PER_MINUTE = 6000  # more than any machine here takes: the run is to outlive the faults
 PROJECTIONS = ((1024, 7.9), (16384, 3.1))  # GPUs, hours between failures (docs/reliability.md)
 SAVE_MINUTES, STALL = 5.0, 0.005  # between saves, and the share of a step time that they cost
@@ -114,9 +114,12 @@ def soak(lab: "Lab", quiet: "Lab", *, minutes: float, seed: int, mean: float) ->
     planned = f"watch.drill=[{','.join(numeric)}]"
     run = job(lab, "soak", "cluster.partition=low", planned, minutes=minutes).submit()
     run.wait_step(30, seconds=600)
+    undisturbed.wait_step(30, seconds=600)
     start, before, struck = time.monotonic(), kept_seconds(run), list[Struck]()
+    quiet_before = kept_seconds(undisturbed)
     while time.monotonic() - start < minutes * 60 and not any(s.seconds is None for s in struck):
         time.sleep(chance.expovariate(1 / mean))
+        resume_drained(lab)
         if (one := one_fault(lab, run, chance)) is not None:
             struck.append(one)
             spent = "never" if one.seconds is None else f"{one.seconds:5.1f} s"
@@ -124,17 +127,26 @@ def soak(lab: "Lab", quiet: "Lab", *, minutes: float, seed: int, mean: float) ->
             print(f"{at:6.0f} s  step {one.step:6d}  {one.kind}: {spent}  {one.wrong}", flush=True)
     wall = time.monotonic() - start
     share = (kept_seconds(run) - before) / wall
+    usual = (kept_seconds(undisturbed) - quiet_before) / wall
     for timer in lab.timers:
         timer.join()
     run.cluster.python("launch.stop", str(run.folder))
     run.wait_truth("stopped", "given up", "finished")
     run.wait_gone()
-    planned_too = drilled(run)
-    figures(struck, wall=wall, share=share, seed=seed, mean=mean, planned=planned_too)
+    figures(struck, wall=wall, share=share, usual=usual, seed=seed, planned=drilled(run))
     wrong = [f"E: {s.kind} at step {s.step}: {s.wrong}" for s in struck if s.wrong]
     wrong += report(run, undisturbed)
     print("\n".join(wrong) or "A to F hold")
     return 1 if wrong else 0
+
+
+def resume_drained(lab: "Lab") -> None:
+    """What a site's staff does: a node that Slurm drained, as its steps died late, goes back."""
+    for line in lab.cluster.slurm("sinfo", "-h", "-N", "-o", "%N %T %E").splitlines():
+        node, state, why = line.split(None, 2)
+        if "drained" in state:
+            print(f"        {node} {state}, back in service: {why}", flush=True)
+            lab.cluster.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
 def drilled(run: "Run") -> int:
@@ -143,9 +155,9 @@ def drilled(run: "Run") -> int:
 
 
 def figures(
-    struck: list[Struck], *, wall: float, share: float, seed: int, mean: float, planned: int
+    struck: list[Struck], *, wall: float, share: float, usual: float, seed: int, planned: int
 ) -> None:
-    """Print what the faults cost."""
+    """Print what the faults cost. ``usual``: share of the time in steps without any fault."""
     good = [s for s in struck if s.seconds is not None]
     load = " ".join(f"{value:.0f}" for value in os.getloadavg())
     print(
@@ -163,7 +175,10 @@ def figures(
     redone = statistics.mean(s.redone for s in good)
     print(f"fault to new step: median {statistics.median(costs):.0f} s, mean {average:.0f} s")
     print(f"steps taken twice: {redone:.1f} a fault, at {INTERVAL} steps between saves")
-    print(f"effective training time: {share:.1%} at a fault every {mean:.0f} s and its repair")
+    print(
+        f"effective training time: {share:.1%} at a fault every {wall / len(good):.0f} s; the "
+        f"undisturbed run's {usual:.1%} less the repairs is {usual * (1 - sum(costs) / wall):.1%}"
+    )
     print("\n".join(project(average)))
 
 
@@ -205,7 +220,7 @@ def bring_to(run: "Run", step: int) -> None:
     for path in (run.folder / "checkpoints").glob("step_*"):
         if int(path.name.removeprefix("step_")) >= step:
             shutil.rmtree(path)
-    end = f"watch.drill=[{{kind:interrupt,step:{step - 1}}}]"
+    end = f"watch.drill=[{{kind:interrupt,step:{step}}}]"
     done = run.cluster.python("launch.resume", str(run.folder), end)
     if done.returncode:
         raise RuntimeError(done.stderr)

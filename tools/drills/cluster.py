@@ -28,16 +28,19 @@ def missing() -> str:
 class Cluster:
     """Nodes n1..nN with a controller. ``net``: each node has an address of its own."""
 
-    def __init__(self, nodes: int = 3, *, net: bool = False, extra: str = "") -> None:
+    def __init__(self, nodes: int = 3, *, net: bool = False) -> None:
         # Short, as unix sockets lie below it.
         self.folder = Path(tempfile.mkdtemp(prefix="lb", dir="/tmp"))
         self.environ = {**os.environ, "SLURM_CONF": f"{self.folder}/c/etc/slurm.conf"}
         self.environ |= {"OMP_NUM_THREADS": "1", "LOOPBACK_NET": str(int(net))}
         # A person has activated the environment whose Python the batch file is to find.
         self.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        if extra:
-            (self.folder / "extra.conf").write_text(extra)
-            self.environ["LOOPBACK_EXTRA"] = str(self.folder / "extra.conf")
+        # The prolog fails on node N while the file prolog-fails-N is there.
+        test = f'#!/bin/sh\n[ ! -e "{self.folder}/prolog-fails-$SLURMD_NODENAME" ]\n'
+        (self.folder / "prolog").write_text(test)
+        (self.folder / "prolog").chmod(0o755)
+        (self.folder / "extra.conf").write_text(f"Prolog={self.folder}/prolog\n")
+        self.environ["LOOPBACK_EXTRA"] = str(self.folder / "extra.conf")
         self.do("start", str(nodes))
 
     def do(self, verb: str, *words: str) -> str:
@@ -187,6 +190,12 @@ class Run:
             if b"launch.rank" in words and b"srun" not in words[0]:
                 found.append(pid)
         return found
+
+    def log(self) -> str:
+        """What the ranks of all attempts said."""
+        return "".join(
+            p.read_text(errors="replace") for p in sorted(self.folder.glob("logs/attempt-*.log"))
+        )
 
     def words(self) -> str:
         """The end of everything it wrote."""

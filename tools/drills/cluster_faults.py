@@ -1,9 +1,14 @@
 """Faults of nodes, of the network, of the scheduler, and what people do."""
 
+import json
+import os
+import signal
+import sys
 import time
+from typing import Any
 
 from tools.drills.cluster import Run
-from tools.drills.lab import INTERVAL, STEPS, Lab
+from tools.drills.lab import INTERVAL, STEPS, Lab, left_behind
 from tools.drills.rank_faults import Inject, drill
 
 
@@ -158,6 +163,86 @@ def controller_away(lab: Lab, name: str) -> list[str]:
     run.wait_truth("finished", "given up")
     run.wait_gone()
     return lab.check(run)
+
+
+def record_lost(lab: Lab, name: str) -> list[str]:
+    """The controller dies right after sbatch, and comes back knowing nothing of the job."""
+    lab.cluster.do("crash", "ctld")
+    lab.cluster.do("boot", "ctld")
+    run = lab.run(name).submit()
+    lab.cluster.do("crash", "ctld")
+    lab.cluster.do("forget", "jobs")
+    lab.cluster.do("boot", "ctld")
+    status = run.status()
+    wrong = [] if status["truth"] in ("new", "running", "quiet") else [f"E: {status['truth']}"]
+    # The folder, and not the id, says that nothing of the run is alive; another takes its place.
+    run.wait(lambda: not left_behind(run), seconds=120, what="the end of the forgotten copy")
+    if run.attempts() and run.status()["truth"] == "finished":
+        return wrong + lab.check(run)
+    return wrong + _resumes(lab, run)
+
+
+def prolog(lab: Lab, name: str) -> list[str]:
+    """The site's prolog fails on one node: Slurm drains it, and the run starts on the others."""
+    flag = lab.cluster.folder / "prolog-fails-n1"
+    flag.touch()
+    try:
+        run = lab.run(name).submit()
+        run.wait_step(1)
+        if "drain" not in lab.cluster.slurm("sinfo", "-h", "-N", "-n", "n1", "-o", "%T"):
+            return ["E: n1 is not drained"]
+    finally:
+        flag.unlink()
+        lab.cluster.slurm("scontrol", "update", "NodeName=n1", "State=RESUME")
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    nodes = [a["nodes"] for a in run.attempts()]
+    return lab.check(run) + ([] if nodes == [["n2", "n3"]] else [f"E: ran on {nodes}"])
+
+
+def lemon(lab: Lab, name: str) -> list[str]:
+    """Whatever runs on one node dies: set aside at the second strike, and no other node ever."""
+    run = lab.run(name, "slurm.restart.in_job=0", steps=STEPS).submit()
+    for strike in range(2):
+        run.wait(lambda n=strike: len(run.attempts()) > n, seconds=240, what="an attempt")
+        run.wait_step(INTERVAL + 2 + strike)
+        os.kill(run.rank_pids("n2", 1)[-1], signal.SIGKILL)
+        run.wait(lambda n=strike: _ended(run) > n, seconds=60, what="its end")
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    excluded = [a["excluded"] for a in run.attempts()]
+    wrong = [] if excluded == [[], ["n2"], []] else [f"E: set aside {excluded}"]
+    if run.attempts()[-1]["nodes"] != ["n1", "n3"]:
+        wrong.append(f"E: the last attempt ran on {run.attempts()[-1]['nodes']}")
+    return wrong + lab.check(run, causes=["process"])
+
+
+def _ended(run: Run) -> int:
+    return sum(a["ended"] is not None for a in run.attempts())
+
+
+def chain_stopped(lab: Lab, name: str) -> list[str]:
+    """A run that is given up takes the jobs behind it along, however often it is asked."""
+    run = lab.run(name, drill("exception", times=0), "slurm.restart.no_progress=1")
+    chain = lab.folder / f"{name}.yaml"
+    steps: list[dict[str, Any]] = [{"name": "train", "train": run.overrides}]
+    steps += [{"name": f"behind{k}", "tool": "tools.doctor"} for k in range(3)]
+    chain.write_text(json.dumps({"cluster": "loopback", "steps": steps}))
+    done = lab.cluster.python("launch.chain", str(chain))
+    if done.returncode:
+        return [done.stderr]
+    behind = [line.split()[1].rstrip(":") for line in done.stdout.splitlines()[1:]]
+    run.wait_truth("given up")
+    run.wait_gone()
+    cancelled = "from launch.after_attempt import cancel_successors as c; from pathlib import Path;"
+    again = f"{cancelled} c(Path({str(run.folder)!r})); c(Path({str(run.folder)!r}))"
+    lab.cluster.slurm(sys.executable, "-c", again)
+    wrong = []
+    for job in behind:
+        facts = lab.cluster.slurm("scontrol", "-o", "show", "job", job)
+        if "JobState=CANCELLED" not in facts or "StartTime=Unknown" in facts:
+            wrong.append(f"E: {facts[:300]}")
+    return wrong + [f"F: {left}" for left in left_behind(run)]
 
 
 def two_copies(lab: Lab, name: str) -> list[str]:

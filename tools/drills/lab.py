@@ -1,5 +1,6 @@
 """A corpus, a reference run and the checks A to F that every row of the matrix ends with."""
 
+import copy
 import json
 import os
 import threading
@@ -10,6 +11,7 @@ from tools.drills.cluster import Cluster, Run
 
 STEPS = 36
 INTERVAL = 6
+VOCAB = 512
 
 
 def write_corpus(folder: Path) -> dict[str, str]:
@@ -63,6 +65,18 @@ class Lab:
             *more,
         ]
         return Run(self.cluster, self.folder / name, overrides)
+
+    def on(self, cluster: Cluster) -> "Lab":
+        """The same job on another cluster."""
+        other = copy.copy(self)
+        other.cluster = cluster
+        return other
+
+    def checkpoint_bytes(self) -> int:
+        """Size of one checkpoint of this job."""
+        self.reference(STEPS)
+        folder = self.folder / f"reference{STEPS}" / "checkpoints"
+        return sum(p.stat().st_size for p in sorted(folder.glob("step_*"))[-1].iterdir())
 
     def reference(self, steps: int) -> tuple[list[Any], Any]:
         """Losses and final ledger of the undisturbed run; made once for each length."""
