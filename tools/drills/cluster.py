@@ -161,10 +161,18 @@ class Run:
         return self.wait(lambda: self.step() >= step, seconds=seconds, what=f"step {step}")
 
     def wait_truth(self, *words: str, seconds: float = 300) -> float:
-        """Until launch.status says one of ``words``."""
-        return self.wait(
-            lambda: self.status()["truth"] in words, seconds=seconds, what=" or ".join(words)
-        )
+        """Until launch.status says one of ``words``; asked when a record changed, or each 5 s."""
+        seen: list[float] = []
+
+        def ready() -> bool:
+            records = [self.folder / name for name in ("outcome", "attempts.jsonl", "job")]
+            newest = max((p.stat().st_mtime for p in records if p.exists()), default=0.0)
+            if seen and newest == seen[0] and time.monotonic() - seen[1] < 5:
+                return False
+            seen[:] = [newest, time.monotonic()]
+            return self.status()["truth"] in words
+
+        return self.wait(ready, seconds=seconds, what=" or ".join(words))
 
     def wait_gone(self, *, seconds: float = 60) -> float:
         """Until no job of it is in the queue."""
