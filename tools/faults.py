@@ -40,7 +40,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default="", help="numbers of the fault table; empty is all")
-    parser.add_argument("--seeds", type=int, default=1, help="times that each row is run")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds that each row is run with")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--out", type=Path, help="file to keep the table in")
     args = parser.parse_args()
     from tools.drills.cluster import Cluster, missing
@@ -63,8 +64,8 @@ def main() -> int:
             lab = Lab(cluster)
             for k, row in enumerate(chosen):
                 good, spent, named = 0, 0.0, ""
-                for seed in range(args.seeds):
-                    wrong, seconds, named = _one(lab, row, f"row{row.numbers}-{k}-{seed}")
+                for lab.seed in range(args.first, args.first + args.seeds):
+                    wrong, seconds, named = _one(lab, row, f"row{row.numbers}-{k}-{lab.seed}")
                     good, spent = good + (not wrong), spent + seconds
                     for line in wrong:
                         print(f"  {row.what}: {line}", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from tools.drills.rank_faults import Inject, drill
 def lose_node(node: str) -> Inject:
     def inject(lab: Lab, name: str) -> list[str]:
         run = lab.run(name).submit()
-        run.wait_step(INTERVAL + 2)
+        run.wait_step(INTERVAL + 2 + 3 * lab.seed)
         lab.cluster.do("crash", node)
         try:
             run.wait_truth("finished", "given up")

@@ -39,6 +39,8 @@ class Lab:
         self.folder = cluster.folder / "runs"
         self.folder.mkdir()
         self.sources = write_corpus(self.folder)
+        self.seed = 0
+        """Moves steps and ranks at which faults are struck."""
         self.timers: list[threading.Timer] = []
         """What is to be undone later."""
         self._reference: dict[int, tuple[list[Any], Any]] = {}

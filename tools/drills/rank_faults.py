@@ -13,17 +13,20 @@ def drill(kind: str, *, rank: int = 1, step: int = INTERVAL + 8, times: int = 1)
     return f"watch.drill=[{{kind:{kind},rank:{rank},step:{step},times:{times}}}]"
 
 
-def in_place(kind: str, cause: str, *, rank: int = 1) -> Inject:
+def in_place(kind: str, cause: str) -> Inject:
+    """One rank ends or hangs: found, blamed, and all ranks go on without another attempt."""
+
     def inject(lab: Lab, name: str) -> list[str]:
-        run = lab.run(name, drill(kind, rank=rank)).submit()
+        rank, step = (1 + lab.seed) % 2, INTERVAL + 8 + 5 * lab.seed
+        run = lab.run(name, drill(kind, rank=rank, step=step)).submit()
         run.wait_truth("finished", "given up", "quiet")
         run.wait_gone()
         wrong = lab.check(run, causes=[cause])
         if len(run.attempts()) != 1:
             wrong.append(f"E: {len(run.attempts())} attempts where one should do")
-        events = run.events()
-        if events and kind != "exit0" and (events[0]["rank"], events[0]["node"]) != (rank, "n2"):
-            wrong.append(f"E: blamed {events[0]}")
+        blamed = [(event["rank"], event["node"]) for event in run.events()]
+        if kind != "exit0" and blamed != [(rank, f"n{rank + 1}")]:
+            wrong.append(f"E: blamed {blamed}")
         return wrong
 
     return inject
@@ -79,10 +82,10 @@ def wrong_config(lab: Lab, name: str) -> list[str]:
 
 def numeric(kind: str) -> Inject:
     """A gradient or loss that is not sound: gone when run again, or the data's: passed over."""
-    step = INTERVAL * 3 + 2  # a median of losses means something by then
 
     def inject(lab: Lab, name: str) -> list[str]:
-        run = lab.run(name, drill(kind, step=step)).submit()
+        step = INTERVAL * 3 + 2 + 3 * lab.seed  # a median of losses means something by then
+        run = lab.run(name, drill(kind, step=step, rank=(1 + lab.seed) % 2)).submit()
         run.wait_truth("finished", "given up")
         run.wait_gone()
         decided = run.folder / "decisions.jsonl"
