@@ -33,6 +33,8 @@ CLASSES = {
 # Where a fault comes from. Workload faults come back unchanged; infrastructure faults do not.
 WORKLOAD = {"config", "oom_device", "numerics", "data", "checkpoint"}
 INFRASTRUCTURE = {"node", "gpu", "network", "preempted", "scheduler", "storage", "launch"}
+# Of what all nodes share: whoever met it first is not to blame.
+SHARED = {"storage", "scheduler"}
 
 MAX_LOG_BYTES = 1 << 20  # of each end of a log: a gigabyte of noise costs no more than this
 
@@ -173,7 +175,7 @@ def _from_watch(evidence: Evidence) -> Failure | None:
     else:
         headline = evidence.watch.get("headline", "")
     node = evidence.watch.get("node", "")
-    suspects = (node,) if node and name not in WORKLOAD else ()
+    suspects = (node,) if node and name not in WORKLOAD | SHARED else ()
     return _failure(name, headline, suspects)
 
 

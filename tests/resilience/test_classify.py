@@ -122,3 +122,10 @@ def test_what_the_run_has_dealt_with_is_no_reason_for_a_later_end(line: str) -> 
     without = line.replace("running the step again", "").replace("passing over", "at")
     without = without.replace("skipping broken", "")
     assert classify(Evidence(watch=watch, log=without, took_steps=True)).name != "process"
+
+
+def test_a_full_shared_disk_is_no_strike_against_the_node_that_met_it() -> None:
+    watch = {"class": "crash", "headline": "OSError", "node": "n2"}
+    full = "1: OSError: [Errno 28] rank 1 cannot save: [Errno 28] No space left on device"
+    assert classify(Evidence(watch=watch, log=full, took_steps=True)).suspects == ()
+    assert classify(Evidence(watch=watch, took_steps=True)).suspects == ("n2",)
