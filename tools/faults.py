@@ -24,6 +24,7 @@ def _one(lab: object, row: object, name: str) -> tuple[list[str], float, str]:
         wrong = row.inject(lab, name)
     except Exception:  # one row must not end the others; what it says is printed
         wrong = [traceback.format_exc()]
+    lab.cluster.slurm("scancel", "--name", name)  # what a row that broke off left running
     folder = lab.folder / name
     classes = sorted(
         {e["class"] for e in lab.run(name).events()}
