@@ -64,9 +64,9 @@ class Drill(Callback):
             return here
 
         if fault.kind.startswith("spike"):
-            # Thirty times the loss of this rank, whatever it is by now.
+            # A thousand times the loss of one micro-batch, which is one of many in the mean.
             hook = trainer.model[0].register_forward_hook(
-                lambda _module, _given, loss: loss * 30 if now() else loss
+                lambda _module, _given, loss: loss * 1000 if now() else loss
             )
         else:
             hook = parameter.register_hook(lambda g: g * float("nan") if now() else g)
