@@ -28,7 +28,7 @@ INTERVAL = 100
 STEPS_PER_MINUTE = 6000  # more than any machine here takes: the run is to outlive the faults
 PROJECTIONS = ((1024, 7.9), (16384, 3.1))  # GPUs, hours between failures (docs/reliability.md)
 SAVE_MINUTES, STALL = 5.0, 0.005  # between saves, and the share of a step time that they cost
-PATIENCE_SECONDS = 400.0
+GRACE_SECONDS, PATIENCE_SECONDS = 150.0, 400.0  # for the right word, and for a new step
 
 
 @dataclass
@@ -85,6 +85,9 @@ def one_fault(lab: "Lab", run: "Run", chance: random.Random) -> Struck | None:
             struck.step = max(struck.step, now)
         lowest = min(lowest, now)
         fresh = added(before, notes(run)) if expected else fresh
+        if fresh and now > struck.step and time.monotonic() - start > GRACE_SECONDS:
+            struck.wrong = f"noted {fresh}, and not {' or '.join(expected)}"
+            break
         if time.monotonic() - start > PATIENCE_SECONDS:
             struck.wrong = f"no new step, noted {fresh} for {kind}: {run.status()}\n{run.words()}"
             return struck

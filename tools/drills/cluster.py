@@ -189,15 +189,18 @@ class Run:
 
     def rank_pids(self, node: str, rank: int) -> list[int]:
         """The watcher of a rank and the rank; without the batch shell, which is a rank 0 too."""
-        found = []
+        parents: dict[int, int] = {}
         for pid in self.pids(node, rank):
             try:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
             if b"launch.rank" in words and b"srun" not in words[0]:
-                found.append(pid)
-        return found
+                parents[pid] = int(stat[1])
+        # Numbers of processes start again at some time: only who is whose child tells them apart.
+        watchers = [pid for pid, parent in parents.items() if parent not in parents]
+        return watchers + [pid for pid, parent in parents.items() if parent in watchers]
 
     def log(self) -> str:
         """What the ranks of all attempts said."""
