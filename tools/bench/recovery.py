@@ -57,7 +57,7 @@ def killed_rank(lab: "Lab", times: int, chance: random.Random) -> list[dict[str,
         _until(lambda n=target: run.step() >= n)
         rank, known = chance.randrange(4), len(run.events())
         start = time.time()
-        os.kill(run.rank_pids(f"n{1 + rank // 2}", rank)[-1], signal.SIGKILL)
+        os.kill(run.rank_pids(f"n{1 + rank // 2}", rank)[1], signal.SIGKILL)
         _until(lambda n=known: len(run.events()) > n)
         noticed, peak = run.events()[-1]["time"], run.step()
         new = _until(lambda n=peak: run.step() > n)

@@ -241,7 +241,7 @@ def lemon(lab: Lab, name: str) -> list[str]:
         run.wait(lambda n=strike: len(run.attempts()) > n, seconds=240, what="an attempt")
         run.wait_step(INTERVAL + 2)
         run.wait(lambda: len(run.rank_pids("n2", 1)) > 1, seconds=120, what="a rank on n2")
-        os.kill(run.rank_pids("n2", 1)[-1], signal.SIGKILL)
+        os.kill(run.rank_pids("n2", 1)[1], signal.SIGKILL)
         run.wait(lambda n=strike: _ended(run) > n, seconds=60, what="its end")
     run.wait_truth("finished", "given up")
     run.wait_gone()

@@ -36,7 +36,7 @@ def watcher_killed(lab: Lab, name: str) -> list[str]:
     """The parent of a rank is killed: no orphan goes on writing."""
     run = lab.run(name).submit()
     run.wait_step(INTERVAL + 2)
-    os.kill(run.pids("n2", 1)[0], signal.SIGKILL)
+    os.kill(run.rank_pids("n2", 1)[0], signal.SIGKILL)
     run.wait_truth("finished", "given up")
     run.wait_gone()
     return lab.check(run)

@@ -24,7 +24,7 @@ def _later(seconds: float, lab: Lab, verb: str, node: str) -> None:
 
 def _signal(number: int) -> Strike:
     def strike(_lab: Lab, run: Run, node: str, rank: int) -> None:
-        os.kill(run.rank_pids(node, rank)[-1], number)
+        os.kill(run.rank_pids(node, rank)[1], number)
 
     return strike
 
@@ -52,7 +52,7 @@ def _freeze(lab: Lab, _run: Run, node: str, _rank: int) -> None:
 def _controller(lab: Lab, run: Run, node: str, rank: int) -> None:
     lab.cluster.do("crash", "ctld")
     _later(10, lab, "boot", "ctld")
-    os.kill(run.rank_pids(node, rank)[-1], signal.SIGKILL)
+    os.kill(run.rank_pids(node, rank)[1], signal.SIGKILL)
 
 
 def _preempt(lab: Lab, _run: Run, node: str, _rank: int) -> None:
@@ -64,7 +64,7 @@ def _torn(_lab: Lab, run: Run, node: str, rank: int) -> None:
     newest = sorted((run.folder / "checkpoints").glob("step_*"))[-1]
     shard = sorted(newest.glob("*.distcp"))[0]
     os.truncate(shard, shard.stat().st_size - 1)
-    os.kill(run.rank_pids(node, rank)[-1], signal.SIGKILL)
+    os.kill(run.rank_pids(node, rank)[1], signal.SIGKILL)
 
 
 @dataclass(frozen=True)
