@@ -56,6 +56,7 @@ def job(lab: "Lab", name: str, *more: str, minutes: float) -> "Run":
         "data.sources.zh.max_epochs=1e6",
         "data.sources.en.max_epochs=1e6",
         "watch.hang_unlearnt_seconds=120",
+        "slurm.time='7-00:00:00'",
         "watch.replica_interval_steps=100",
         *more,
         steps=int(minutes * STEPS_PER_MINUTE),

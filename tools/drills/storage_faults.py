@@ -92,12 +92,12 @@ def _full(run: Run, lab: Lab, shelf: Path) -> list[str]:
 
 
 def poison_record(lab: Lab, name: str) -> list[str]:
-    """A document holds a token that the model does not have: refused once, by its name."""
+    """Documents hold a token that the model does not have: refused once, by its name."""
     folder = lab.folder / f"{name}-text"
     folder.mkdir()
     with CorpusWriter(folder / "zh", dtype=np.uint16) as writer:
         for number in range(400):
-            writer.add_document(np.full(100, VOCAB + 9 if number == 7 else 5))
+            writer.add_document(np.full(100, VOCAB + 9 if number % 3 == 0 else 5))
     run = lab.run(name, f"data.sources.zh={{path:{folder}/zh}}").submit()
     run.wait_truth("given up", "refused", "finished")
     run.wait_gone()
