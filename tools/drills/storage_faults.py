@@ -92,7 +92,7 @@ def _full(run: Run, lab: Lab, shelf: Path) -> list[str]:
 
 
 def poison_record(lab: Lab, name: str) -> list[str]:
-    """Documents hold a token that the model does not have: refused once, by its name."""
+    """Documents hold a token that the model does not have: named, and confirmed once at most."""
     folder = lab.folder / f"{name}-text"
     folder.mkdir()
     with CorpusWriter(folder / "zh", dtype=np.uint16) as writer:
@@ -103,7 +103,7 @@ def poison_record(lab: Lab, name: str) -> list[str]:
     run.wait_gone()
     records = run.attempts()
     wrong = []
-    if len(records) != 1 or records[0]["action"] != "stop":
+    if len(records) > 2 or records[-1]["action"] != "stop":
         wrong.append(f"E: {[(r['failure'], r['action'], r['headline']) for r in records]}")
     if str(VOCAB + 9) not in records[-1]["headline"]:
         wrong.append(f"E: the token is not named: {records[-1]['headline']}")
@@ -123,7 +123,7 @@ def changed_file(lab: Lab, name: str) -> list[str]:
     run.wait_gone()
     last = run.attempts()[-1]
     wrong = []
-    if last["action"] != "stop" or "changed" not in last["headline"]:
+    if last["action"] != "stop" or "holds other text" not in last["headline"]:
         wrong.append(f"E: {last['failure']}, {last['action']}: {last['headline']}")
     if len(run.attempts()) != 1:
         wrong.append(f"E: {len(run.attempts())} attempts at what is refused")
