@@ -51,7 +51,9 @@ def gather(
         lost_nodes=sorted(scheduler.unusable(attempt.nodes)) if attempt.job_id else [],
         bad_nodes=bad_nodes(folder_of(run_dir, attempt)),
         watch=_watch(folder_of(run_dir, attempt)),
-        log=_log(run_dir / "logs" / f"attempt-{attempt.number}.log"),
+        log=_since_restart(
+            _log(run_dir / "logs" / f"attempt-{attempt.number}.log"), folder_of(run_dir, attempt)
+        ),
         took_steps=took_steps(run_dir, since=attempt.started, step_before=attempt.step_before),
         ended_silently=ended_silently,
     )
@@ -77,6 +79,21 @@ def _log(path: Path) -> str:
     except OSError:
         return ""
     return head.decode(errors="replace") + tail.decode(errors="replace")
+
+
+def _since_restart(text: str, folder: Path) -> str:
+    """The log after the last restart in place, whose cause has been dealt with.
+
+    The watcher has said each event in one line. Where the bounded text lacks it, nothing is cut.
+    """
+    said = []
+    for path in sorted(folder.glob("event-*.json"), key=lambda p: (len(p.name), p.name)):
+        event = json.loads(path.read_text())
+        said.append(f"{event['class']}: {str(event['headline']).partition(chr(10))[0]}\n")
+    at = -1
+    for _ in range(said.count(said[-1]) if said else 0):
+        at = max(at, text.find(said[-1], at + 1))
+    return text[at:].partition("\n")[2] if at >= 0 else text
 
 
 def judge(

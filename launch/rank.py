@@ -94,7 +94,11 @@ def watch(job: "JobConfig", env: "Env", folder: Path) -> int:
     watcher = Watcher(
         seat,
         task,
-        may_go_on=lambda: lease.holder(run_dir) == env.attempt and not bad_nodes(folder),
+        may_go_on=lambda: (
+            lease.holder(run_dir) == env.attempt
+            and not bad_nodes(folder)
+            and len(list(folder.glob("event-*.json"))) < job.slurm.restart.in_job
+        ),
         has_outcome=lambda: read_outcome(run_dir, attempt=env.attempt) is not None,
         unfit=patrol,
     )

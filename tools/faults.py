@@ -24,6 +24,7 @@ def _one(lab: object, row: object, name: str) -> tuple[list[str], float, str]:
         wrong = row.inject(lab, name)
     except Exception:  # one row must not end the others; what it says is printed
         wrong = [traceback.format_exc()]
+    lab.cluster.slurm("scancel", "--name", name)  # what a row that broke off left running
     folder = lab.folder / name
     classes = sorted(
         {e["class"] for e in lab.run(name).events()}
@@ -40,7 +41,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default="", help="numbers of the fault table; empty is all")
-    parser.add_argument("--seeds", type=int, default=1, help="times that each row is run")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds that each row is run with")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--out", type=Path, help="file to keep the table in")
     args = parser.parse_args()
     from tools.drills.cluster import Cluster, missing
@@ -63,8 +65,8 @@ def main() -> int:
             lab = Lab(cluster)
             for k, row in enumerate(chosen):
                 good, spent, named = 0, 0.0, ""
-                for seed in range(args.seeds):
-                    wrong, seconds, named = _one(lab, row, f"row{row.numbers}-{k}-{seed}")
+                for lab.seed in range(args.first, args.first + args.seeds):
+                    wrong, seconds, named = _one(lab, row, f"row{row.numbers}-{k}-{lab.seed}")
                     good, spent = good + (not wrong), spent + seconds
                     for line in wrong:
                         print(f"  {row.what}: {line}", file=sys.stderr, flush=True)

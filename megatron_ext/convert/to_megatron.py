@@ -84,13 +84,18 @@ def _write_tensors(
     def make(move: Move) -> Slot:
         kind, rows = _kind(move, found), _rows(move, model)
         tensor = torch.empty((rows, *move.shape[1:]), dtype=dtype or kind)
-        parts: Iterator[memoryview] | None = blocks(move, found, rows, dtype or kind)
+        parts = blocks(move, found, rows, dtype or kind)
         name = str(tensor.dtype).removeprefix("torch.")
         report.add(move, dtype=name, size=tensor.nbytes, padding_rows=rows - move.shape[0])
         if tensor.nbytes < BLOCK:  # as short as what torch.save writes around it
             memory(tensor)[:] = b"".join(parts)
-            parts = None
-        return slot(move.key, tensor, layer=move.layer, layers=model.num_layers, blocks=parts)
+        return slot(
+            move.key,
+            tensor,
+            layer=move.layer,
+            layers=model.num_layers,
+            blocks=parts if tensor.nbytes >= BLOCK else None,
+        )
 
     done = Progress(sum(map(cost, plan)), progress)
     # A tensor is never held, so that the memory budget of tensors has nothing to limit.

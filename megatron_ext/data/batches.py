@@ -74,7 +74,7 @@ class PhaseBatches:
             name: TokenStream(corpus, seed=seed, name=name, cache=cache)
             for name, corpus in sources.items()
         }
-        check_same_content(ledger, self.streams)
+        check_same_content(ledger, sources)
         self.start = {name: dict(line) for name, line in ledger.items()}
         mixture = phase.mixture or in_proportion(sources)
         end = phase.mixture_end or mixture

@@ -7,6 +7,7 @@ resuming needs; the rest is for people.
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_ext.data.indexed import IndexedCorpus
 from megatron_ext.data.stream import TokenStream
 
 Ledger = dict[str, dict[str, Any]]
@@ -29,18 +30,18 @@ def tokens_of(ledger: Mapping[str, Mapping[str, Any]], name: str) -> int:
 
 
 def check_same_content(
-    ledger: Mapping[str, Mapping[str, Any]], streams: Mapping[str, TokenStream]
+    ledger: Mapping[str, Mapping[str, Any]], corpora: Mapping[str, IndexedCorpus]
 ) -> None:
     """Refuse to read on in a source whose content is not the one the ledger counted.
 
     Raises:
         ValueError: naming the source and both digests.
     """
-    for name, stream in streams.items():
+    for name, corpus in corpora.items():
         counted = ledger.get(name, {}).get("digest")
-        if counted and ledger[name]["tokens"] and counted != stream.corpus.digest:
+        if counted and ledger[name]["tokens"] and counted != corpus.digest:
             raise ValueError(
-                f"data.sources.{name}.path={stream.corpus.prefix} holds other text (digest "
-                f"{stream.corpus.digest[:12]}) than the {ledger[name]['tokens']} tokens already "
+                f"data.sources.{name}.path={corpus.prefix} holds other text (digest "
+                f"{corpus.digest[:12]}) than the {ledger[name]['tokens']} tokens already "
                 f"consumed under that name ({str(counted)[:12]}): give the new text a new name."
             )

@@ -74,7 +74,7 @@ def windows(prefixes: list[str], length: int) -> dict[str, list[np.ndarray]]:
         corpus = IndexedCorpus(prefix, key="--data")
         longest = max(longest, int(corpus.lengths.max()))
         found[Path(prefix).name] = [
-            corpus.document(number)[start : start + length + 1]
+            corpus.document(int(number))[start : start + length + 1]
             for number in np.flatnonzero(corpus.lengths > length)
             for start in range(0, int(corpus.lengths[number]) - length, length)
         ]

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field, replace
 
-from megatron_ext.resilience.log_rules import ECHOES, MISSING_FILE, RULES, Rule
+from megatron_ext.resilience.log_rules import ECHOES, HANDLED, MISSING_FILE, RULES, Rule
 
 CLASSES = {
     "finished": "last step taken and its checkpoint verified",
@@ -33,6 +33,8 @@ CLASSES = {
 # Where a fault comes from. Workload faults come back unchanged; infrastructure faults do not.
 WORKLOAD = {"config", "oom_device", "numerics", "data", "checkpoint"}
 INFRASTRUCTURE = {"node", "gpu", "network", "preempted", "scheduler", "storage", "launch"}
+# Of what all nodes share: whoever met it first is not to blame.
+SHARED = {"storage", "scheduler"}
 
 MAX_LOG_BYTES = 1 << 20  # of each end of a log: a gigabyte of noise costs no more than this
 
@@ -174,7 +176,7 @@ def _from_watch(evidence: Evidence) -> Failure | None:
     else:
         headline = evidence.watch.get("headline", "")
     node = evidence.watch.get("node", "")
-    suspects = (node,) if node and name not in WORKLOAD else ()
+    suspects = (node,) if node and name not in WORKLOAD | SHARED else ()
     return _failure(name, headline, suspects)
 
 
@@ -221,6 +223,8 @@ def match(log: str) -> tuple[Rule, str] | None:
     best: tuple[Rule, str] | None = None
     for line in dict.fromkeys(bounded(log).splitlines()):  # noise repeats itself
         line = PREFIX.sub("", ANSI.sub("", line[:2000])).strip()
+        if HANDLED.search(line):
+            continue
         for rule in RULES:
             if best is not None and rule.weight <= best[0].weight:
                 continue

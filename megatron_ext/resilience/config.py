@@ -18,7 +18,7 @@ class RestartConfig:
     ceiling: int = 6
     """Attempts without a new checkpoint, whatever their causes, before the run stops."""
 
-    in_job: int = 3
+    in_job: int = 10
     """Times the ranks are started again inside one step before the step is given up."""
 
     backoff_seconds: int = 10

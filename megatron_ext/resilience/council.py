@@ -1,5 +1,6 @@
 """What the ranks' watchers decide together: start, restart in place, or end. Pure, no sockets."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,10 @@ ECHO_SECONDS = 1.0  # after the first death, others are let die so that the true
 EXIT_SECONDS = 30.0  # after the first clean exit, the others' time to follow
 STACK_SECONDS = 1.5  # for every rank to write its stacks
 DYING_SECONDS = 20.0  # after SIGKILL, before a process counts as unkillable
+# What a rank says whose peer has gone.
+LOST_PEER = re.compile(
+    r"[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|[Tt]imed out|NCCL|gloo"
+)
 
 
 @dataclass
@@ -166,9 +171,17 @@ class Council:
         return self._fail(judge(), now) if now - self.since > seconds else []
 
     def _judge_deaths(self) -> Event:
-        """Deaths by signal before exceptions, the earlier before the later: the rest are echoes."""
+        """Deaths by signal before exceptions, the earlier before the later: the rest are echoes.
+
+        A lost connection is an echo whenever it was heard of, as news of ranks travel unevenly.
+        """
         dead = {r: m for r, m in self._current().items() if m.code not in (None, 0)}
-        first = min(dead, key=lambda r: ((dead[r].code or 0) > 0, dead[r].ended, r))
+
+        def order(rank: int) -> tuple[bool, bool, float, int]:
+            m = dead[rank]
+            return (m.code or 0) > 0, bool(LOST_PEER.search(m.error)), m.ended, rank
+
+        first = min(dead, key=order)
         code = dead[first].code or 0
         if code < 0:
             return self._event("process", first, f"rank {first} was ended by signal {-code}")

@@ -17,7 +17,7 @@ class DrillConfig:
     """One planned fault. ``watch.drill`` lists them; a real run has none."""
 
     kind: str
-    """A word of ``FAULTS``, ``NUMERIC`` or ``LASTING``."""
+    """A word of ``FAULTS``, ``NUMERIC``, ``MOMENTS`` or ``LASTING``."""
 
     step: int
     """Struck before this step (counted from 0)."""
@@ -32,8 +32,9 @@ class DrillConfig:
         Raises:
             ValueError: naming the known ones.
         """
-        if self.kind not in (*FAULTS, *NUMERIC, *LASTING):
-            raise unknown_choice("watch.drill.kind", self.kind, [*FAULTS, *NUMERIC, *LASTING])
+        known = [*FAULTS, *NUMERIC, *MOMENTS, *LASTING]
+        if self.kind not in known:
+            raise unknown_choice("watch.drill.kind", self.kind, known)
 
 
 def _raise() -> None:
@@ -53,6 +54,10 @@ def _kill(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
+def _ask_for_too_much() -> None:
+    bytearray(1 << 60)
+
+
 def _sleep() -> None:
     time.sleep(100_000)
 
@@ -68,6 +73,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "exception": _raise,
     "segfault": _read_nothing,
     "abort": os.abort,
+    "memory": _ask_for_too_much,
     "exit0": lambda: os._exit(0),
     "kill": _kill(signal.SIGKILL),
     "term": _kill(signal.SIGTERM),
@@ -77,7 +83,10 @@ FAULTS: dict[str, Callable[[], None]] = {
     "sleep": _sleep,
 }
 # Struck inside the step instead, by the callback that has the model (train/callbacks/drill.py).
-# ``nan`` is gone when the step is run again, ``nan_stays`` is not, ``flip`` changes one weight.
-NUMERIC = ("nan", "nan_stays", "flip")
+# ``nan`` and ``spike`` are gone when the step is run again, ``.._stays`` are not, ``flip`` changes
+# one weight.
+NUMERIC = ("nan", "nan_stays", "spike", "spike_stays", "flip")
+# ``kill_in_save`` ends the rank when the first byte of a save is there, ``linger`` never leaves.
+MOMENTS = ("kill_in_save", "linger")
 # Before every step from ``step`` on, until the process ends. ``slow`` computes, ``late`` sleeps.
 LASTING: dict[str, Callable[[], None]] = {"slow": spin, "late": lambda: time.sleep(SLOW_SECONDS)}

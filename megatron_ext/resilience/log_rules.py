@@ -362,5 +362,7 @@ RULES = (
     ),
 )
 
+# What the run itself says when it has dealt with something: no reason for a later end.
+HANDLED = re.compile(r"running the step again|passing over samples|skipping broken checkpoint")
 MISSING_FILE = next(rule for rule in RULES if rule.weight == 78)
 ECHOES = tuple(rule for rule in RULES if rule.weight < 30)

@@ -20,6 +20,8 @@ EXIT_CODES = {"done": 0, "again": 0, "requeue": 75, "hold": 78, "stop": 93}
 UNCOUNTED = {"stopped", "preempted", "node", "gpu", "time_limit", "scheduler"}
 # The nodes are no longer ours, or should not be used again as they are.
 NEEDS_OTHER_NODES = {"preempted", "node", "gpu", "time_limit", "stopped", "launch"}
+# An unchanged retry may help once; the second sighting at one place is the workload's.
+CONFIRMED_ONCE = {"oom_device", "oom_host", "numerics", "checkpoint", "data"}
 DAY = 86400.0
 
 
@@ -99,9 +101,7 @@ def _spent(
         return ""
     if failure.name == "oom_device" and failure.at_start:
         return "device memory is too small for this configuration"
-    if failure.name in ("oom_device", "numerics") and same >= 2:
-        return f"{failure.name} at the same place twice"
-    if failure.name in ("checkpoint", "data", "oom_host") and same > 2:
+    if failure.name in CONFIRMED_ONCE and same >= 2:
         return f"{failure.name} again after a confirming retry"
     if same >= config.no_progress:
         return f"{same} attempts ended with the same cause and no new checkpoint"

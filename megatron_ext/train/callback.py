@@ -20,7 +20,7 @@ class Callback:
         """Once, after a checkpoint was loaded and before the first step."""
 
     def before_step(self, trainer: "Trainer") -> None:
-        """Before the step's first micro-batch is fetched."""
+        """Before the ranks agree to take another step, and its first micro-batch is fetched."""
 
     def after_step(self, trainer: "Trainer", metrics: Metrics) -> None:
         """After the optimizer step; gradients still stand. ``metrics`` may be added to."""

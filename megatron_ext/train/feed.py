@@ -61,9 +61,28 @@ class Feed:
             for start in range(first, first + global_batch_size, per_pass):
                 mine = start + self.rank * self.micro_batch_size
                 numbers = range(mine, mine + self.micro_batch_size)
-                yield on_device(samples.micro_batch(numbers), self.device, context=self.context)
+                batch = samples.micro_batch(numbers)
+                check_ids(batch, numbers, vocab_size=self.run.model.vocab_size)
+                yield on_device(batch, self.device, context=self.context)
 
         return micro_batches
+
+
+def check_ids(batch: Mapping[str, torch.Tensor | None], numbers: range, *, vocab_size: int) -> None:
+    """Refuse tokens that the model has no row for. On GPUs nobody would say which they were.
+
+    Raises:
+        ValueError: naming the token and the samples.
+    """
+    for name in ("tokens", "labels"):
+        ids = batch[name]
+        assert ids is not None
+        if (largest := int(ids.max())) >= vocab_size:
+            raise ValueError(
+                f"samples {numbers.start} to {numbers.stop - 1} hold token {largest}, which is out "
+                f"of the vocabulary of model.vocab_size={vocab_size}: the text was prepared with "
+                f"another tokenizer."
+            )
 
 
 def on_device(

@@ -68,10 +68,12 @@ class Trainer:
         for callback in self.callbacks:
             callback.before_training(self)
 
-        # requested() asks every rank, so that all of them leave at the same step.
-        while not self.plan.finished(self.state) and not self.stop.requested():
+        while not self.plan.finished(self.state):
             for callback in self.callbacks:
                 callback.before_step(self)
+            # Asks every rank, so that all of them leave at the same step.
+            if self.stop.requested():
+                break
             metrics = self.step()
             for callback in self.callbacks:
                 callback.after_step(self, metrics)

@@ -13,6 +13,7 @@ from megatron_ext.data.batches import PhaseBatches, collate, in_proportion
 from megatron_ext.data.config import SourceConfig
 from megatron_ext.data.held_out import HeldOut
 from megatron_ext.data.indexed import IndexedCorpus
+from megatron_ext.data.ledger import check_same_content
 from megatron_ext.train.config import PhaseConfig
 from megatron_ext.train.phases import Phase, Plan
 from megatron_ext.train.state import TrainState
@@ -138,9 +139,14 @@ def describe_tokenizer(run: RunConfig) -> dict[str, Any]:
 def open_phase(
     run: RunConfig, phase: Phase, sources: dict[str, IndexedCorpus], state: TrainState
 ) -> Samples:
-    """The samples of ``phase`` from the state's anchor on."""
+    """The samples of ``phase`` from the state's anchor on.
+
+    Raises:
+        ValueError: a source holds other text than what the state has consumed of it.
+    """
     if run.data.synthetic:
         return SyntheticBatches(run, phase)
+    check_same_content(state.consumed, sources)
     return PhaseBatches(
         _from_anchor(phase, sources, state.anchor_tokens),
         sources,

@@ -1,5 +1,6 @@
 """The ends of an attempt are told apart from what is on disk, without any scheduler."""
 
+import json
 import subprocess
 import sys
 import time
@@ -118,6 +119,22 @@ def test_an_attempt_that_ended_without_a_word_is_closed_by_the_next(tmp_path: Pa
     first, second = attempts.history(tmp_path / "run")
     assert (first.failure, first.counted) == ("node", False)
     assert second.ended is None
+
+
+def test_a_cause_that_a_restart_in_place_has_dealt_with_is_not_read_again(tmp_path: Path) -> None:
+    folder = _begin(tmp_path)
+    said = "0: 12:00:00 process: rank 1 was ended by signal 7\n"
+    log = folder.parents[1] / "logs" / "attempt-0.log"
+    log.write_text(f"1: OSError: [Errno 28] No space left on device\n{said}1: going on\n{said}")
+    event = {"class": "process", "headline": "rank 1 was ended by signal 7", "node": "n2"}
+    (folder / "last_event.json").write_text(json.dumps(event))
+    assert _end(folder)[1].failure == "storage"
+    (tmp_path / "second").mkdir()
+    folder = _begin(tmp_path / "second")
+    (folder.parents[1] / "logs" / "attempt-0.log").write_text(log.read_text())
+    for name in ("event-0.json", "last_event.json"):
+        (folder / name).write_text(json.dumps(event))
+    assert _end(folder)[1].failure == "process"
 
 
 def test_log_only_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:

@@ -106,3 +106,26 @@ def test_one_cause_keeps_its_root_while_numbers_and_paths_change() -> None:
         )
     }
     assert len(roots) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "18:09:39 rank1 step 299: a gradient is not finite; running the step again",
+        "rank1 step 9: passing over samples 32 to 36 of phase 0: a gradient is not finite",
+        "rank0 skipping broken checkpoint /a/step_00000200: shard __1_0.distcp is truncated",
+    ],
+)
+def test_what_the_run_has_dealt_with_is_no_reason_for_a_later_end(line: str) -> None:
+    watch = {"class": "process", "headline": "rank 1 was ended by signal 9", "node": "n2"}
+    assert classify(Evidence(watch=watch, log=line, took_steps=True)).name == "process"
+    without = line.replace("running the step again", "").replace("passing over", "at")
+    without = without.replace("skipping broken", "")
+    assert classify(Evidence(watch=watch, log=without, took_steps=True)).name != "process"
+
+
+def test_a_full_shared_disk_is_no_strike_against_the_node_that_met_it() -> None:
+    watch = {"class": "crash", "headline": "OSError", "node": "n2"}
+    full = "1: OSError: [Errno 28] rank 1 cannot save: [Errno 28] No space left on device"
+    assert classify(Evidence(watch=watch, log=full, took_steps=True)).suspects == ()
+    assert classify(Evidence(watch=watch, took_steps=True)).suspects == ("n2",)

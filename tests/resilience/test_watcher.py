@@ -221,6 +221,23 @@ def test_a_node_that_turns_unfit_during_the_run_ends_the_attempt(tmp_path: Path)
     assert (event["class"], event["node"], event["headline"]) == ("node", "n1", "Xid 79")
 
 
+def test_a_lost_connection_that_is_heard_of_first_is_still_an_echo() -> None:
+    council = Council(2, 10.0, 0.0)
+    status = {"generation": 0, "alive": True, "code": None, "step": 7, "count": 20}
+    status |= {"section": "step", "overdue": 0.0, "process": "S", "error": "", "collective": True}
+    for rank in range(2):
+        council.hear(rank, {**status, "host": f"n{rank}"}, 0.0)
+    council.tick(0.0)
+    dead = {**status, "alive": False, "code": 1}
+    lost = "RuntimeError: [../gloo/transport/tcp/pair.cc] Connection closed by peer"
+    council.hear(0, {**dead, "host": "n0", "error": lost}, 1.0)
+    council.tick(1.0)
+    council.hear(1, {**dead, "host": "n1", "error": "MemoryError"}, 1.8)
+    council.tick(2.5)
+    assert council.event is not None
+    assert (council.event.rank, council.event.headline) == (1, "MemoryError")
+
+
 def test_ranks_that_never_come_are_named() -> None:
     council = Council(2, 10.0, 0.0)
     assert council.tick(9.0) == []

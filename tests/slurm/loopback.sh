@@ -6,6 +6,7 @@
 #   loopback.sh exec  DIR COMMAND...       a client command where the controller lives
 #   loopback.sh crash DIR NODE|ctld        power loss: SIGKILL of all of it at once
 #   loopback.sh boot  DIR NODE|ctld        on again
+#   loopback.sh forget DIR jobs            lose the record of all jobs, while ctld is down
 #   loopback.sh freeze|thaw DIR NODE       SIGSTOP / SIGCONT of everything on the node
 #   loopback.sh cut|mend DIR NODE          pull the network cable, plug it in (LOOPBACK_NET=1)
 #   loopback.sh pids  DIR NODE [VAR=VAL].. pids of its processes with these in their environment
@@ -270,6 +271,9 @@ crash)
         for pid in $pids; do wait_for 5 eval "! alive $pid"; done
         rm -f "$DIR/run/node-$1.id"
     fi ;;
+forget)   # the controller's record of all jobs, while it is down
+    noted slurmctld >/dev/null && die "the controller is up"
+    rm -f "$DIR"/state/job_state* "$DIR"/state/last_*job* ;;
 boot) if [ "$1" = ctld ]; then start_ctld; else start_node "$1"; fi ;;
 freeze) for pid in $(processes_of "$1"); do kill -STOP "$pid" 2>/dev/null; done ;;
 thaw) for pid in $(processes_of "$1"); do kill -CONT "$pid" 2>/dev/null; done ;;

@@ -13,6 +13,7 @@ import pytest
 from tools.drills.cluster import CHECKOUT, Cluster, Run, missing
 from tools.drills.lab import INTERVAL, STEPS, Lab
 from tools.drills.rank_faults import wrong_config
+from tools.drills.storage_faults import killed_in_save
 
 pytestmark = pytest.mark.slurm
 TOKEN = "hf_canary_0123456789"
@@ -64,6 +65,10 @@ def test_a_killed_rank_costs_no_queue_and_changes_no_loss(lab: Lab, by_hand: Run
     run.wait_gone()
     assert lab.check(run, causes=["process"]) == []
     assert len(run.attempts()) == 1
+
+
+def test_ranks_that_die_in_a_background_save_leave_the_checkpoint_before_it(lab: Lab) -> None:
+    assert killed_in_save(lab, "insave") == []
 
 
 def _listens_on_loopback_only(run: Run) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.resilience.progress import last_metrics
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCRIPT = CHECKOUT / "tests" / "slurm" / "loopback.sh"
 
@@ -26,16 +28,19 @@ def missing() -> str:
 class Cluster:
     """Nodes n1..nN with a controller. ``net``: each node has an address of its own."""
 
-    def __init__(self, nodes: int = 3, *, net: bool = False, extra: str = "") -> None:
+    def __init__(self, nodes: int = 3, *, net: bool = False) -> None:
         # Short, as unix sockets lie below it.
         self.folder = Path(tempfile.mkdtemp(prefix="lb", dir="/tmp"))
         self.environ = {**os.environ, "SLURM_CONF": f"{self.folder}/c/etc/slurm.conf"}
         self.environ |= {"OMP_NUM_THREADS": "1", "LOOPBACK_NET": str(int(net))}
         # A person has activated the environment whose Python the batch file is to find.
         self.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        if extra:
-            (self.folder / "extra.conf").write_text(extra)
-            self.environ["LOOPBACK_EXTRA"] = str(self.folder / "extra.conf")
+        # The prolog fails on node N while the file prolog-fails-N is there.
+        test = f'#!/bin/sh\n[ ! -e "{self.folder}/prolog-fails-$SLURMD_NODENAME" ]\n'
+        (self.folder / "prolog").write_text(test)
+        (self.folder / "prolog").chmod(0o755)
+        (self.folder / "extra.conf").write_text(f"Prolog={self.folder}/prolog\n")
+        self.environ["LOOPBACK_EXTRA"] = str(self.folder / "extra.conf")
         self.do("start", str(nodes))
 
     def do(self, verb: str, *words: str) -> str:
@@ -120,8 +125,7 @@ class Run:
 
     def step(self) -> int:
         """Steps taken."""
-        metrics = self.metrics()
-        return int(metrics[-1]["step"]) if metrics else 0
+        return int(last_metrics(self.folder).get("step", 0))
 
     def attempts(self) -> list[dict[str, Any]]:
         """The newest record of each attempt."""
@@ -157,10 +161,18 @@ class Run:
         return self.wait(lambda: self.step() >= step, seconds=seconds, what=f"step {step}")
 
     def wait_truth(self, *words: str, seconds: float = 300) -> float:
-        """Until launch.status says one of ``words``."""
-        return self.wait(
-            lambda: self.status()["truth"] in words, seconds=seconds, what=" or ".join(words)
-        )
+        """Until launch.status says one of ``words``; asked when a record changed, or each 5 s."""
+        seen: list[float] = []
+
+        def ready() -> bool:
+            records = [self.folder / name for name in ("outcome", "attempts.jsonl", "job")]
+            newest = max((p.stat().st_mtime for p in records if p.exists()), default=0.0)
+            if seen and newest == seen[0] and time.monotonic() - seen[1] < 5:
+                return False
+            seen[:] = [newest, time.monotonic()]
+            return self.status()["truth"] in words
+
+        return self.wait(ready, seconds=seconds, what=" or ".join(words))
 
     def wait_gone(self, *, seconds: float = 60) -> float:
         """Until no job of it is in the queue."""
@@ -174,6 +186,27 @@ class Run:
         """Processes of a rank: the watcher first, then the rank itself."""
         text = self.cluster.do("pids", node, f"SLURM_PROCID={rank}")
         return [int(p) for p in text.split()]
+
+    def rank_pids(self, node: str, rank: int) -> list[int]:
+        """The watcher of a rank and the rank; without the batch shell, which is a rank 0 too."""
+        parents: dict[int, int] = {}
+        for pid in self.pids(node, rank):
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if b"launch.rank" in words and b"srun" not in words[0]:
+                parents[pid] = int(stat[1])
+        # Numbers of processes start again at some time: only who is whose child tells them apart.
+        watchers = [pid for pid, parent in parents.items() if parent not in parents]
+        return watchers + [pid for pid, parent in parents.items() if parent in watchers]
+
+    def log(self) -> str:
+        """What the ranks of all attempts said."""
+        return "".join(
+            p.read_text(errors="replace") for p in sorted(self.folder.glob("logs/attempt-*.log"))
+        )
 
     def words(self) -> str:
         """The end of everything it wrote."""

@@ -1,16 +1,24 @@
 """Faults of nodes, of the network, of the scheduler, and what people do."""
 
+import json
+import os
+import signal
+import sys
 import time
+from pathlib import Path
+from typing import Any
 
 from tools.drills.cluster import Run
-from tools.drills.lab import INTERVAL, STEPS, Lab
+from tools.drills.lab import INTERVAL, STEPS, Lab, left_behind
 from tools.drills.rank_faults import Inject, drill
+
+LONG = 1500  # steps of a run that is to be met in its middle
 
 
 def lose_node(node: str) -> Inject:
     def inject(lab: Lab, name: str) -> list[str]:
         run = lab.run(name).submit()
-        run.wait_step(INTERVAL + 2)
+        run.wait_step(INTERVAL + 2 + 3 * lab.seed)
         lab.cluster.do("crash", node)
         try:
             run.wait_truth("finished", "given up")
@@ -102,14 +110,45 @@ def preempted(partition: str) -> Inject:
 def time_limit(lab: Lab, name: str) -> list[str]:
     """The warning before the time limit: save, go on in another job."""
     # Slurm's finest limit is a minute, and its warning comes up to a minute early.
-    steps = 400
-    run = lab.run(name, "slurm.time='00:02:00'", steps=steps).submit()
+    run = lab.run(name, "slurm.time='00:02:00'", steps=LONG).submit()
     run.wait(lambda: len(run.attempts()) > 1, seconds=240, what="a second attempt")
     wrong = [] if run.attempts()[0]["failure"] == "stopped" else [f"E: {run.attempts()[0]}"]
     lab.cluster.slurm("scontrol", "update", f"JobId={run.job_id}", "TimeLimit=30")
     run.wait_truth("finished", "given up", seconds=500)
     run.wait_gone()
-    return wrong + lab.check(run, steps=steps)
+    return wrong + lab.check(run, steps=LONG)
+
+
+def clock_jumps(lab: Lab, name: str) -> list[str]:
+    """The clock that all ranks read goes an hour ahead and then two back; nothing is restarted."""
+    library = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+    if not library.exists():
+        return ["libfaketime is not installed: apt-get install libfaketime"]
+    clock = lab.folder / f"{name}.clock"
+    clock.write_text("+0\n")
+    fake = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    run = lab.run(name, f"cluster.export=[{','.join(fake)}]", steps=LONG)
+    before = lab.cluster.environ
+    lab.cluster.environ = before | fake
+    try:
+        run.submit()
+    finally:
+        lab.cluster.environ = before
+    for step, offset in ((LONG // 8, "+3600"), (LONG // 2, "-3600")):
+        run.wait_step(step)
+        clock.write_text(f"{offset}\n")
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    wrong = lab.check(run, steps=LONG)
+    if len(run.attempts()) != 1 or run.events():
+        wrong.append(f"E: restarted for a clock: {run.events()}")
+    hours = {line.split()[1][:2] for line in run.log().splitlines() if " rank0 phase0 step" in line}
+    return wrong + ([] if len(hours) >= 3 else [f"the clock did not jump: {hours}"])
 
 
 def cancelled(lab: Lab, name: str) -> list[str]:
@@ -158,6 +197,87 @@ def controller_away(lab: Lab, name: str) -> list[str]:
     run.wait_truth("finished", "given up")
     run.wait_gone()
     return lab.check(run)
+
+
+def record_lost(lab: Lab, name: str) -> list[str]:
+    """The controller dies right after sbatch, and comes back knowing nothing of the job."""
+    lab.cluster.do("crash", "ctld")
+    lab.cluster.do("boot", "ctld")
+    run = lab.run(name).submit()
+    lab.cluster.do("crash", "ctld")
+    lab.cluster.do("forget", "jobs")
+    lab.cluster.do("boot", "ctld")
+    status = run.status()
+    wrong = [] if status["truth"] in ("new", "running", "quiet") else [f"E: {status['truth']}"]
+    # The folder, and not the id, says that nothing of the run is alive; another takes its place.
+    run.wait(lambda: not left_behind(run), seconds=120, what="the end of the forgotten copy")
+    if run.attempts() and run.status()["truth"] == "finished":
+        return wrong + lab.check(run)
+    return wrong + _resumes(lab, run)
+
+
+def prolog(lab: Lab, name: str) -> list[str]:
+    """The site's prolog fails on one node: Slurm drains it, and the run starts on the others."""
+    flag = lab.cluster.folder / "prolog-fails-n1"
+    flag.touch()
+    try:
+        run = lab.run(name).submit()
+        run.wait_step(1)
+        if "drain" not in lab.cluster.slurm("sinfo", "-h", "-N", "-n", "n1", "-o", "%T"):
+            return ["E: n1 is not drained"]
+    finally:
+        flag.unlink()
+        lab.cluster.slurm("scontrol", "update", "NodeName=n1", "State=RESUME")
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    nodes = [a["nodes"] for a in run.attempts()]
+    return lab.check(run) + ([] if nodes == [["n2", "n3"]] else [f"E: ran on {nodes}"])
+
+
+def lemon(lab: Lab, name: str) -> list[str]:
+    """Whatever runs on one node dies: set aside at the second strike, and no other node ever."""
+    run = lab.run(name, "slurm.restart.in_job=0", steps=STEPS).submit()
+    for strike in range(2):
+        run.wait(lambda n=strike: len(run.attempts()) > n, seconds=240, what="an attempt")
+        run.wait_step(INTERVAL + 2)
+        run.wait(lambda: len(run.rank_pids("n2", 1)) > 1, seconds=120, what="a rank on n2")
+        os.kill(run.rank_pids("n2", 1)[1], signal.SIGKILL)
+        run.wait(lambda n=strike: _ended(run) > n, seconds=60, what="its end")
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    excluded = [a["excluded"] for a in run.attempts()]
+    wrong = [] if excluded == [[], ["n2"], []] else [f"E: set aside {excluded}"]
+    if run.attempts()[-1]["nodes"] != ["n1", "n3"]:
+        wrong.append(f"E: the last attempt ran on {run.attempts()[-1]['nodes']}")
+    return wrong + lab.check(run, causes=["process"])
+
+
+def _ended(run: Run) -> int:
+    return sum(a["ended"] is not None for a in run.attempts())
+
+
+def chain_stopped(lab: Lab, name: str) -> list[str]:
+    """A run that is given up takes the jobs behind it along, however often it is asked."""
+    run = lab.run(name, drill("exception", times=0), "slurm.restart.no_progress=1")
+    chain = lab.folder / f"{name}.yaml"
+    steps: list[dict[str, Any]] = [{"name": "train", "train": run.overrides}]
+    steps += [{"name": f"behind{k}", "tool": "tools.doctor"} for k in range(3)]
+    chain.write_text(json.dumps({"cluster": "loopback", "steps": steps}))
+    done = lab.cluster.python("launch.chain", str(chain))
+    if done.returncode:
+        return [done.stderr]
+    behind = [line.split()[1].rstrip(":") for line in done.stdout.splitlines()[1:]]
+    run.wait_truth("given up")
+    run.wait_gone()
+    cancelled = "from launch.after_attempt import cancel_successors as c; from pathlib import Path;"
+    again = f"{cancelled} c(Path({str(run.folder)!r})); c(Path({str(run.folder)!r}))"
+    lab.cluster.slurm(sys.executable, "-c", again)
+    wrong = []
+    for job in behind:
+        facts = lab.cluster.slurm("scontrol", "-o", "show", "job", job)
+        if "JobState=CANCELLED" not in facts or "StartTime=Unknown" in facts:
+            wrong.append(f"E: {facts[:300]}")
+    return wrong + [f"F: {left}" for left in left_behind(run)]
 
 
 def two_copies(lab: Lab, name: str) -> list[str]:

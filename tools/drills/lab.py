@@ -1,7 +1,9 @@
 """A corpus, a reference run and the checks A to F that every row of the matrix ends with."""
 
+import copy
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from tools.drills.cluster import Cluster, Run
 
 STEPS = 36
 INTERVAL = 6
+VOCAB = 512
 
 
 def write_corpus(folder: Path) -> dict[str, str]:
@@ -36,6 +39,10 @@ class Lab:
         self.folder = cluster.folder / "runs"
         self.folder.mkdir()
         self.sources = write_corpus(self.folder)
+        self.seed = 0
+        """Moves steps and ranks at which faults are struck."""
+        self.timers: list[threading.Timer] = []
+        """What is to be undone later."""
         self._reference: dict[int, tuple[list[Any], Any]] = {}
 
     def run(self, name: str, *more: str, steps: int = STEPS, nodes: int = 2) -> Run:
@@ -52,6 +59,7 @@ class Lab:
             "batch.seq_length=32",
             "batch.global_batch_size=4",
             f"checkpoint.interval_steps={INTERVAL}",
+            "launch.threads_per_rank=1",  # the nodes share the cores of one machine
             "logging.tensorboard=false",
             "watch.hang_floor_seconds=3",
             "slurm.restart.backoff_seconds=1",
@@ -59,6 +67,18 @@ class Lab:
             *more,
         ]
         return Run(self.cluster, self.folder / name, overrides)
+
+    def on(self, cluster: Cluster) -> "Lab":
+        """The same job on another cluster."""
+        other = copy.copy(self)
+        other.cluster = cluster
+        return other
+
+    def checkpoint_bytes(self) -> int:
+        """Size of one checkpoint of this job."""
+        self.reference(STEPS)
+        folder = self.folder / f"reference{STEPS}" / "checkpoints"
+        return sum(p.stat().st_size for p in sorted(folder.glob("step_*"))[-1].iterdir())
 
     def reference(self, steps: int) -> tuple[list[Any], Any]:
         """Losses and final ledger of the undisturbed run; made once for each length."""

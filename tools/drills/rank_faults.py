@@ -13,17 +13,20 @@ def drill(kind: str, *, rank: int = 1, step: int = INTERVAL + 8, times: int = 1)
     return f"watch.drill=[{{kind:{kind},rank:{rank},step:{step},times:{times}}}]"
 
 
-def in_place(kind: str, cause: str, *, rank: int = 1) -> Inject:
+def in_place(kind: str, cause: str) -> Inject:
+    """One rank ends or hangs: found, blamed, and all ranks go on without another attempt."""
+
     def inject(lab: Lab, name: str) -> list[str]:
-        run = lab.run(name, drill(kind, rank=rank)).submit()
+        rank, step = (1 + lab.seed) % 2, INTERVAL + 8 + 5 * lab.seed
+        run = lab.run(name, drill(kind, rank=rank, step=step)).submit()
         run.wait_truth("finished", "given up", "quiet")
         run.wait_gone()
         wrong = lab.check(run, causes=[cause])
         if len(run.attempts()) != 1:
             wrong.append(f"E: {len(run.attempts())} attempts where one should do")
-        events = run.events()
-        if events and kind != "exit0" and (events[0]["rank"], events[0]["node"]) != (rank, "n2"):
-            wrong.append(f"E: blamed {events[0]}")
+        blamed = [(event["rank"], event["node"]) for event in run.events()]
+        if kind != "exit0" and blamed != [(rank, f"n{rank + 1}")]:
+            wrong.append(f"E: blamed {blamed}")
         return wrong
 
     return inject
@@ -33,7 +36,7 @@ def watcher_killed(lab: Lab, name: str) -> list[str]:
     """The parent of a rank is killed: no orphan goes on writing."""
     run = lab.run(name).submit()
     run.wait_step(INTERVAL + 2)
-    os.kill(run.pids("n2", 1)[0], signal.SIGKILL)
+    os.kill(run.rank_pids("n2", 1)[0], signal.SIGKILL)
     run.wait_truth("finished", "given up")
     run.wait_gone()
     return lab.check(run)
@@ -45,7 +48,7 @@ def terminated(lab: Lab, name: str) -> list[str]:
     run.wait_truth("finished", "given up")
     run.wait_gone()
     wrong = lab.check(run, causes=["stopped"])
-    if run.attempts()[0]["step_after"] != INTERVAL + 9:
+    if run.attempts()[0]["step_after"] != INTERVAL + 8:
         wrong.append(f"E: saved step {run.attempts()[0]['step_after']}")
     return wrong
 
@@ -77,36 +80,71 @@ def wrong_config(lab: Lab, name: str) -> list[str]:
     return wrong
 
 
-def torn_checkpoint(lab: Lab, name: str) -> list[str]:
-    """The newest checkpoint loses a byte while the job is down: the one before is used."""
-    run = lab.run(name, drill("exception", step=INTERVAL * 2 + 3, times=2)).submit()
-    run.wait_step(INTERVAL * 2 + 3)
-    newest = run.folder / "checkpoints" / f"step_{INTERVAL * 2:08d}"
-    for path in sorted(newest.glob("*.distcp"))[:1] or sorted(newest.iterdir())[:1]:
-        os.truncate(path, path.stat().st_size - 1)
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    return lab.check(run)
-
-
 def numeric(kind: str) -> Inject:
-    """A gradient that is not finite: gone when run again, or the data's, and then passed over."""
+    """A gradient or loss that is not sound: gone when run again, or the data's: passed over."""
 
     def inject(lab: Lab, name: str) -> list[str]:
-        run = lab.run(name, drill(kind)).submit()
+        step = INTERVAL * 3 + 2 + 3 * lab.seed  # a median of losses means something by then
+        run = lab.run(name, drill(kind, step=step, rank=(1 + lab.seed) % 2)).submit()
         run.wait_truth("finished", "given up")
         run.wait_gone()
         decided = run.folder / "decisions.jsonl"
-        if kind == "nan":
-            return lab.check(run) + (["E: samples were passed over"] if decided.exists() else [])
+        wrong = [] if "running the step again" in run.log() else ["E: nothing was noticed"]
+        if not kind.endswith("_stays"):
+            return wrong + lab.check(run) + (["E: samples passed over"] if decided.exists() else [])
         decisions = decided.read_text().splitlines() if decided.exists() else []
-        wrong = [] if len(decisions) == 1 else [f"E: {len(decisions)} decisions"]
+        wrong += [] if len(decisions) == 1 else [f"E: {len(decisions)} decisions"]
         # Other samples were used from there on, on purpose: the curve is the same up to there.
         wrong += [w for w in lab.check(run) if not w.startswith(("B", "C"))]
-        same = curve(run)[: INTERVAL + 8] == lab.reference(STEPS)[0][: INTERVAL + 8]
+        same = curve(run)[:step] == lab.reference(STEPS)[0][:step]
         return wrong + ([] if same else ["B: losses differ before the fault"])
 
     return inject
+
+
+def out_of_memory(lab: Lab, name: str) -> list[str]:
+    """Host memory runs out at one step for ever: tried again once in place and once more."""
+    run = lab.run(name, drill("memory", times=0)).submit()
+    run.wait_truth("given up", "finished")
+    run.wait_gone()
+    seen = [(r["failure"], r["action"]) for r in run.attempts()]
+    return [] if seen == [("oom_host", "again"), ("oom_host", "stop")] else [f"E: {seen}"]
+
+
+def lingers(lab: Lab, name: str) -> list[str]:
+    """A rank does not leave after the end: it is ended, and the run is finished all the same."""
+    run = lab.run(name, drill("linger", step=STEPS)).submit()
+    run.wait_truth("finished")
+    run.wait_gone(seconds=120)
+    wrong = [] if len(run.attempts()) == 1 else [f"E: {len(run.attempts())} attempts"]
+    return wrong + lab.check(run)
+
+
+def often_with_progress(lab: Lab, name: str) -> list[str]:
+    """A rank is killed every two checkpoints: no budget ends a run that goes on in between."""
+    steps = INTERVAL * 18
+    kills = [f"{{kind:kill,rank:{k % 2},step:{INTERVAL * 2 * k + 3}}}" for k in range(1, 9)]
+    run = lab.run(
+        name, f"watch.drill=[{','.join(kills)}]", "slurm.restart.in_job=2", steps=steps
+    ).submit()
+    run.wait_truth("finished", "given up", seconds=600)
+    run.wait_gone()
+    wrong = lab.check(run, steps=steps, causes=["process"])
+    deaths = len(run.events()) + len(run.attempts()) - 1
+    return wrong + ([] if deaths == len(kills) else [f"E: {deaths} ends for {len(kills)} kills"])
+
+
+def alternating(lab: Lab, name: str) -> list[str]:
+    """Two causes in turn at one step: the ceiling over all causes ends it."""
+    faults = [f"{{kind:{('exception', 'kill')[k % 2]},rank:1,step:9}}" for k in range(9)]
+    run = lab.run(name, f"watch.drill=[{','.join(faults)}]", "slurm.restart.ceiling=4").submit()
+    run.wait_truth("given up", "finished", seconds=600)
+    run.wait_gone()
+    last, roots = run.attempts()[-1], {r["failure"] for r in run.attempts()}
+    wrong = [] if roots == {"crash", "process"} else [f"E: {roots}"]
+    if last["action"] != "stop" or "4 attempts ended without a new" not in last["reason"]:
+        wrong.append(f"E: {len(run.attempts())} attempts, then {last['action']}: {last['reason']}")
+    return wrong
 
 
 def flipped(lab: Lab, name: str) -> list[str]:

@@ -1,12 +1,16 @@
 """Strikes the faults of ``watch.drill``: each at its rank and step, and only so often."""
 
+import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from megatron_ext.config import RunConfig
-from megatron_ext.resilience.drill import FAULTS, LASTING, DrillConfig
+from megatron_ext.resilience.drill import FAULTS, LASTING, NUMERIC, DrillConfig
 from megatron_ext.train.callback import Callback
 
 if TYPE_CHECKING:
@@ -24,12 +28,16 @@ class Drill(Callback):
 
     def before_step(self, trainer: "Trainer") -> None:
         """Strike what is due."""
-        for index, fault in self._planned:
-            due = (fault.rank, fault.step) == (trainer.env.rank, trainer.state.step)
-            if due and self._count(index, fault):
-                self._strike(trainer, fault)
+        for fault in self._due(trainer, {*FAULTS, *NUMERIC, *LASTING}):
+            self._strike(trainer, fault)
         for kind in self._lasting:
             LASTING[kind]()
+
+    def _due(self, trainer: "Trainer", kinds: set[str]) -> Iterator[DrillConfig]:
+        for index, fault in self._planned:
+            due = (fault.rank, fault.step) == (trainer.env.rank, trainer.state.step)
+            if due and fault.kind in kinds and self._count(index, fault):
+                yield fault
 
     def _count(self, index: int, fault: DrillConfig) -> bool:
         self._folder.mkdir(exist_ok=True)
@@ -55,16 +63,40 @@ class Drill(Callback):
         fired: list[bool] = []
         place = trainer.state.phase_samples
 
-        def poison(gradient: torch.Tensor) -> torch.Tensor:
-            if (fired and fault.kind == "nan") or trainer.state.phase_samples != place:
-                return gradient
+        def now() -> bool:
+            here = trainer.state.phase_samples == place
+            here = here and (not fired or fault.kind.endswith("_stays"))
             fired.append(True)
-            return gradient * float("nan")
+            return here
 
-        self._hooks.append(parameter.register_hook(poison))
+        if fault.kind.startswith("spike"):
+            # A thousand times the loss of one micro-batch, which is one of many in the mean.
+            hook = trainer.model[0].register_forward_hook(
+                lambda _module, _given, loss: loss * 1000 if now() else loss
+            )
+        else:
+            hook = parameter.register_hook(lambda g: g * float("nan") if now() else g)
+        self._hooks.append(hook)
+
+    def before_save(self, trainer: "Trainer") -> None:
+        """The fault that waits for a file."""
+        for _ in self._due(trainer, {"kill_in_save"}):
+            folder = trainer.checkpoints.shelf.folder
+            threading.Thread(target=_die_at_first_byte, args=(folder,), daemon=True).start()
+
+    def after_training(self, trainer: "Trainer", outcome: str) -> None:
+        """The fault of a rank that does not leave."""
+        for _ in self._due(trainer, {"linger"}):
+            FAULTS["sleep"]()
 
     def after_step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
         """A numeric fault lasts one step."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+
+
+def _die_at_first_byte(folder: Path) -> None:
+    while not any(folder.glob(".step_*.tmp/*")):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)

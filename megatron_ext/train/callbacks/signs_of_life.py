@@ -23,7 +23,7 @@ class SignsOfLife(Callback):
         self._heartbeat.enter("between")
 
     def before_step(self, trainer: "Trainer") -> None:
-        """Forward, backward and update: the part whose length is learnt."""
+        """Agreement to go on, forward, backward and update: the part whose length is learnt."""
         self._heartbeat.enter("step")
 
     def after_step(self, trainer: "Trainer", metrics: Metrics) -> None:
