@@ -76,7 +76,8 @@ def _tensors(model: "ModelConfig") -> dict[str, Any]:
 
 
 def _refuse_other_tokenizer(job: "JobConfig", path: Path) -> None:
-    from megatron_ext.checkpoint.folder import describe, sha256_of
+    from megatron_ext.checkpoint.folder import describe
+    from megatron_ext.digest import sha256_of
 
     given, stored = job.data.tokenizer.path, describe(path).get("tokenizer_sha256")
     if given and stored and Path(given).is_file() and sha256_of(Path(given)) != stored:

@@ -28,7 +28,7 @@ from megatron_ext.plan import rope_reach
 from megatron_ext.resilience import lock
 from megatron_ext.resilience.outcome import Outcome, clear_outcome, read_outcome, write_outcome
 from megatron_ext.resilience.stop import stop_file
-from megatron_ext.train.sources import open_sources, open_validation
+from megatron_ext.train.sources import Corpora, open_corpora
 
 if TYPE_CHECKING:
     from megatron_ext.train.callback import Callback
@@ -88,9 +88,8 @@ def start(job: JobConfig) -> int:
         plan = check_run(job, world_size=env.world_size if launched else nproc)
         check_given(job)
         check_resumable(job)
-        if not launched:  # ranks of a launcher open the data themselves, before the model
-            open_sources(job, plan)
-            open_validation(job, plan)
+        # Ranks of a launcher open the data themselves, before the model.
+        corpora = None if launched else open_corpora(job, plan)
     except ValueError as refusal:
         if env.rank == 0:
             _refuse(job, str(refusal))
@@ -106,7 +105,7 @@ def start(job: JobConfig) -> int:
             if not env.attempt:  # else launch.attempt has, and a request may have come since
                 stop_file(run_dir).unlink(missing_ok=True)
             compose.save(job, run_dir / "config.yaml")
-        return train(job) if nproc == 1 else _several(job, nproc)
+        return train(job, corpora=corpora) if nproc == 1 else _several(job, nproc, corpora)
 
 
 def warn(job: JobConfig) -> None:
@@ -123,7 +122,7 @@ def _refuse(job: JobConfig, cause: str) -> None:
         write_outcome(run_dir, Outcome(word="refused", cause=cause, attempt=attempt))
 
 
-def _several(job: JobConfig, nproc: int) -> int:
+def _several(job: JobConfig, nproc: int, corpora: Corpora | None) -> int:
     """Ranks of our own on this machine, meeting through a file in the run folder."""
     from launch.ranks import start_ranks
     from megatron_ext.devices import device
@@ -139,14 +138,19 @@ def _several(job: JobConfig, nproc: int) -> int:
     meeting = Path(job.folder()).resolve() / f".rendezvous-{os.getpid()}"
     try:
         return start_ranks(
-            nproc, lambda: refusing(lambda: train(job, init_method=f"file://{meeting}"))
+            nproc,
+            lambda: refusing(lambda: train(job, init_method=f"file://{meeting}", corpora=corpora)),
         )
     finally:
         meeting.unlink(missing_ok=True)
 
 
 def train(
-    job: JobConfig, *, init_method: str | None = None, first: tuple["Callback", ...] = ()
+    job: JobConfig,
+    *,
+    init_method: str | None = None,
+    corpora: Corpora | None = None,
+    first: tuple["Callback", ...] = (),
 ) -> int:
     """One rank of one run, from process groups to the outcome word. ``first``: extra callbacks."""
     from megatron_ext.devices import device, opening
@@ -162,7 +166,7 @@ def train(
     opening.announce(job)
     process_groups = groups.start(job.parallel, env, seed=job.seed, init_method=init_method)
     try:
-        trainer = build_trainer(job, env=env, groups=process_groups, first=first)
+        trainer = build_trainer(job, env=env, groups=process_groups, corpora=corpora, first=first)
         word = trainer.fit()
         _leave(trainer, word)
         return 0

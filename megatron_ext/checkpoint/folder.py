@@ -17,10 +17,10 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from megatron_ext.atomic import sync_folder, write_bytes
+from megatron_ext.digest import sha256_of
 
 META, COMPLETE = "meta.json", "COMPLETE"
 FORMAT_VERSION = 1
-BLOCK = 1 << 22  # bytes read at a time
 LARGEST_META = 1 << 28  # bytes; a longer meta.json is not one of ours
 
 _STEP = re.compile(r"step_(\d{8,})")
@@ -42,16 +42,6 @@ def step_folder(folder: Path, step: int) -> Path:
 def unfinished_folder(folder: Path, step: int) -> Path:
     """A fresh name under which the checkpoint of ``step`` is written; nobody reads it."""
     return folder / f".step_{step:08d}.{uuid.uuid4().hex[:12]}.tmp"
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a regular file; links are not followed."""
-    digest = hashlib.sha256()
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    with open(handle, "rb", buffering=0) as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def seal(unfinished: Path, description: Mapping, files: Mapping[str, tuple[int, str]]) -> None:
@@ -123,7 +113,8 @@ def verify(path: Path, *, share: tuple[int, int] = (0, 1)) -> dict:
     meta = describe(path)
     _check_listing(path, meta)
     for number, (name, want) in enumerate(sorted(meta["files"].items())):
-        if number % share[1] == share[0] and sha256_of(path / name) != want["sha256"]:
+        mine = number % share[1] == share[0]
+        if mine and sha256_of(path / name, follow_links=False) != want["sha256"]:
             raise DamagedCheckpoint(f"{path / name} has other bytes than were written")
     return meta
 

@@ -23,6 +23,7 @@ from megatron_ext.checkpoint.rectangles import whole
 from megatron_ext.checkpoint.resumable import RUN
 from megatron_ext.checkpoint.shard import Shard, Slot, write_shard
 from megatron_ext.checkpoint.state import share_out, slots
+from megatron_ext.digest import sha256_of
 from megatron_ext.optim.moments import adam_step
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def _read_back(aside: Path, shard: Shard) -> None:
     with open(path, "rb") as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if folders.sha256_of(path) != shard.sha256:
+    if sha256_of(path, follow_links=False) != shard.sha256:
         raise OSError(errno.EIO, "the disk returns other bytes than were written", str(path))
 
 

@@ -60,9 +60,9 @@ def enter() -> None:
     """Put every substitution in place. Safe to call again; imports megatron.core."""
     # One CUDA queue per device, without which Megatron warns; there is no such queue here.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    # First, because torch._dynamo, which Megatron imports, files torch.cuda functions by identity.
-    for name in ("models.gpt", "optimizer", "dist_checkpointing", *IMPORTED_WARNING):
-        importlib.import_module(f"megatron.core.{name}")
+    with _compiling_nothing():
+        for name in ("models.gpt", "optimizer", "dist_checkpointing", *IMPORTED_WARNING):
+            importlib.import_module(f"megatron.core.{name}")
     _replace_the_cuda_runtime()
     _replace_literal_devices()
     _replace_random_states()
@@ -82,6 +82,21 @@ def transformer_fields() -> dict[str, Any]:
         "apply_rope_fusion": True,
         "gradient_accumulation_fusion": True,
     }
+
+
+@contextlib.contextmanager
+def _compiling_nothing() -> Iterator[None]:
+    """``torch.compile`` gives a function back as it is while Megatron is imported.
+
+    Megatron decorates its fused element-wise functions with it, none of which runs here, and the
+    first use of it loads dynamo and inductor: two fifths of the import.
+    """
+    kept = torch.compile
+    torch.compile = lambda function=None, **options: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = kept
 
 
 def _replace_the_cuda_runtime() -> None:

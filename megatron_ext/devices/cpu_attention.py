@@ -24,6 +24,9 @@ KEPT_BYTES = 1 << 25
 """Probabilities of one layer that are kept; beyond, bf16 computes them again, fp32 takes SDPA."""
 
 
+_softmax_backward = torch.ops.aten._softmax_backward_data.out
+
+
 def suits(query: Tensor, key: Tensor) -> bool:
     """Whether training is faster here than with torch's kernel: on a CPU, a whole sequence.
 
@@ -77,7 +80,7 @@ class _CausalAttention(torch.autograd.Function):
             grad_out, q = (x[:, :, start:end].flatten(1, 2) for x in (grad_PRSD, q_PRSD))
             grad_v[:, :end].baddbmm_(p.transpose(1, 2), grad_out)
             grad_p = torch.bmm(grad_out, v_PSD[:, :end].transpose(1, 2))
-            grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+            grad_scores = _softmax_backward(grad_p, p, -1, p.dtype, grad_input=grad_p)
             grad_k[:, :end].baddbmm_(grad_scores.transpose(1, 2), q)
             block = torch.bmm(grad_scores, k_PSD[:, :end]).mul_(ctx.scale)
             grad_q_PRSD[:, :, start:end] = block.view(*grad_q_PRSD.shape[:2], -1, d)
@@ -101,4 +104,4 @@ def _probabilities(q_PRSD: Tensor, k_PSD: Tensor, start: int, end: int) -> Tenso
     size = end - start
     future = torch.full((size, size), -math.inf, dtype=scores.dtype).triu_(1)
     scores.view(*q_PRSD.shape[:2], size, end)[..., start:].add_(future)
-    return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores, dim=-1, out=scores)

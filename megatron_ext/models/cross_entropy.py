@@ -1,7 +1,8 @@
 """Per-token loss of logits that are split over the vocabulary, in one collective and no copies.
 
-Shape legend: N tokens, V vocabulary columns of this rank. The logits are the only large tensor: the
-backward pass turns them into their own gradient, a block of rows that fits the cache at a time.
+Shape legend: N tokens, V vocabulary columns of this rank. The logits are the only large tensor, and
+they are worked on a block of rows that fits the cache at a time. The backward pass turns them into
+their own gradient; in fp32 the forward pass has left their exponentials in them by then.
 """
 
 from typing import Any
@@ -31,10 +32,10 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         local_N = labels_N - first_column
         mine_N = (local_N >= 0) & (local_N < valid_columns)
         local_N = local_N.masked_fill(~mine_N, 0)
-        log_sum_N, label_logit_N = _reduce_rows(logits_NV, local_N, mine_N, valid_columns)
+        log_sum_N, label_logit_N, top_N = _reduce_rows(logits_NV, local_N, mine_N, valid_columns)
         if dist.get_world_size(group) > 1:
             log_sum_N, label_logit_N = _over_ranks(log_sum_N, label_logit_N, group)
-        ctx.save_for_backward(logits_NV, local_N, mine_N, log_sum_N)
+        ctx.save_for_backward(logits_NV, local_N, mine_N, log_sum_N, top_N)
         ctx.valid_columns, ctx.z_loss_coefficient = valid_columns, z_loss_coefficient
         loss_N = log_sum_N - label_logit_N
         if z_loss_coefficient:
@@ -43,17 +44,19 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        logits_NV, local_N, mine_N, log_sum_N = ctx.saved_tensors
+        logits_NV, local_N, mine_N, log_sum_N, top_N = ctx.saved_tensors
         grad_N = grad_N.float()
         # d(z * lse^2) = 2 z lse * softmax, so z-loss only scales the softmax's share.
         softmax_scale_N = grad_N * (1.0 + 2.0 * ctx.z_loss_coefficient * log_sum_N)
         label_grad_N = grad_N * mine_N
+        power_scale_N = softmax_scale_N * (top_N - log_sum_N).exp()
         for rows in _blocks(logits_NV) if ctx.valid_columns else ():
             block = logits_NV[rows, : ctx.valid_columns]
-            softmax = (block.float() if block.dtype != torch.float32 else block).sub_(
-                log_sum_N[rows].unsqueeze(1)
-            )
-            softmax.exp_().mul_(softmax_scale_N[rows].unsqueeze(1))
+            if block.dtype == torch.float32:  # exp(logit - top) already
+                softmax = block.mul_(power_scale_N[rows].unsqueeze(1))
+            else:
+                softmax = block.float().sub_(log_sum_N[rows].unsqueeze(1)).exp_()
+                softmax.mul_(softmax_scale_N[rows].unsqueeze(1))
             softmax.scatter_add_(1, local_N[rows].unsqueeze(1), -label_grad_N[rows].unsqueeze(1))
             if softmax is not block:
                 block.copy_(softmax)
@@ -69,19 +72,23 @@ def _blocks(logits_NV: Tensor) -> list[slice]:
 
 def _reduce_rows(
     logits_NV: Tensor, local_N: Tensor, mine_N: Tensor, valid_columns: int
-) -> tuple[Tensor, Tensor]:
-    """This rank's log-sum-exp and label logit of every token, in fp32; padding is not seen."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """This rank's log-sum-exp, label logit and largest logit of every token, in fp32.
+
+    Padding is not seen. Logits in fp32 are left as exp(logit - largest).
+    """
     if not valid_columns:  # a rank of padding only
         zeros = torch.zeros(len(logits_NV), device=logits_NV.device)
-        return zeros - torch.inf, zeros
-    log_sums = []
+        return zeros - torch.inf, zeros, zeros
+    label_logit_N = logits_NV.gather(1, local_N.unsqueeze(1)).squeeze(1).float()
+    log_sums, tops = [], []
     for rows in _blocks(logits_NV):
         block = logits_NV[rows, :valid_columns].float()
         top = block.amax(dim=1, keepdim=True)
-        total = (block - top).exp_().sum(dim=1)
+        total = block.sub_(top).exp_().sum(dim=1)
         log_sums.append(total.log_().add_(top.squeeze(1)))
-    label_logit_N = logits_NV.gather(1, local_N.unsqueeze(1)).squeeze(1).float()
-    return torch.cat(log_sums), label_logit_N.masked_fill_(~mine_N, 0.0)
+        tops.append(top.squeeze(1))
+    return torch.cat(log_sums), label_logit_N.masked_fill_(~mine_N, 0.0), torch.cat(tops)
 
 
 def _over_ranks(

@@ -19,7 +19,7 @@ from megatron_ext.train.feed import Feed
 from megatron_ext.train.loop import Trainer
 from megatron_ext.train.phases import Plan
 from megatron_ext.train.saving import Checkpoints
-from megatron_ext.train.sources import describe_tokenizer, open_sources, open_validation
+from megatron_ext.train.sources import Corpora, describe_tokenizer, open_corpora
 from megatron_ext.train.step import connect
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,13 @@ def build_trainer(
     *,
     env: Env,
     groups: ProcessGroupCollection,
+    corpora: Corpora | None = None,
     first: tuple[Callback, ...] = (),
 ) -> Trainer:
     """Everything that ``run`` needs on this rank; every rank must call this.
 
     Args:
+        corpora: the run's text, where it is open already.
         first: callbacks of the launcher, before those that the run asks for.
 
     Raises:
@@ -42,7 +44,7 @@ def build_trainer(
     """
     plan = Plan.of(run)
     # Data first: it is refused in milliseconds, and a model can take minutes.
-    sources, validation = open_sources(run, plan), open_validation(run, plan)
+    corpora = corpora or open_corpora(run, plan)
     start_buffers(run)
     model = build_model(run, groups)
     if any(phase.config.packing == "document" for phase in plan.phases):
@@ -51,7 +53,7 @@ def build_trainer(
     connect(model, optimizer)
     feed = Feed(
         run,
-        sources,
+        corpora.training,
         place=current().torch_device(env.local_rank),
         data_parallel_rank=groups.dp.rank(),
         data_parallel_size=groups.dp.size(),
@@ -65,7 +67,7 @@ def build_trainer(
         model=model,
         optimizer=optimizer,
         feed=feed,
-        validation=validation,
+        validation=corpora.validation,
         checkpoints=Checkpoints(run, about=describe_tokenizer(run)),
         callbacks=[*first, *callbacks(run)],
         stop=StopRequest.install(

@@ -145,6 +145,8 @@ class Trainer:
             micro_batch_size=1 if packed else micro,
             seq_length=phase.seq_length * micro if packed else phase.seq_length,
             groups=self.groups,
+            # Every token counts where documents are not kept apart.
+            loss_tokens=None if packed else size * phase.seq_length,
             approve=self.numerics.approve,
         )
 

@@ -1,19 +1,19 @@
 """The corpora that a run names, opened and held against what its phases want of them."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from megatron_ext.checkpoint.folder import sha256_of
 from megatron_ext.config import RunConfig
 from megatron_ext.data.batches import PhaseBatches, collate, in_proportion
 from megatron_ext.data.config import SourceConfig
 from megatron_ext.data.held_out import HeldOut
 from megatron_ext.data.indexed import IndexedCorpus
 from megatron_ext.data.ledger import check_same_content
+from megatron_ext.digest import sha256_of
 from megatron_ext.train.config import PhaseConfig
 from megatron_ext.train.phases import Phase, Plan
 from megatron_ext.train.state import TrainState
@@ -50,6 +50,19 @@ class SyntheticBatches:
     def ledger_at(self, k: int) -> dict[str, dict[str, Any]]:
         """Nothing is consumed."""
         return {}
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """All text of a run, opened and checked."""
+
+    training: dict[str, IndexedCorpus]
+    validation: dict[str, HeldOut]
+
+
+def open_corpora(run: RunConfig, plan: Plan) -> Corpora:
+    """Raises as ``open_sources`` does."""
+    return Corpora(training=open_sources(run, plan), validation=open_validation(run, plan))
 
 
 def open_sources(run: RunConfig, plan: Plan) -> dict[str, IndexedCorpus]:

@@ -46,7 +46,9 @@ def packed_seq_params(cu_seqlens: Tensor) -> PackedSeqParams:
     )
 
 
-def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tensor, Callable]:
+def forward_step(
+    batches: Iterator[Batch], model: torch.nn.Module, *, scale: float
+) -> tuple[Tensor, Callable]:
     """Megatron's signature: the model's output for the next micro-batch, and its loss function."""
     batch = next(batches)
     packed = batch.get("cu_seqlens")
@@ -57,19 +59,19 @@ def forward_step(batches: Iterator[Batch], model: torch.nn.Module) -> tuple[Tens
         labels=batch["labels"],
         packed_seq_params=None if packed is None else packed_seq_params(packed),
     )
-    return loss_BS, partial(masked_loss, batch["loss_mask"])
+    return loss_BS, partial(masked_loss, batch["loss_mask"], scale)
 
 
-def masked_loss(mask_BS: Tensor, loss_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the losses that count, how many they are, and both for the log.
+def masked_loss(mask_BS: Tensor, scale: float, loss_BS: Tensor) -> tuple[Tensor, int, Tensor]:
+    """``scale`` times the sum of the losses that count; 0; sum and number of them for the log.
 
-    Megatron divides by the job's total (``calculate_per_token_loss``), so micro-batches with
-    different masks weigh by their tokens.
+    With ``scale`` one over the job's tokens, micro-batches with different masks weigh by their
+    tokens, and the gradients are final. Megatron would divide them by the second result after
+    the backward pass: one more pass over every gradient, and two collectives.
     """
     mask_BS = mask_BS.to(torch.float32)
     total = (loss_BS.float() * mask_BS).sum()
-    count = mask_BS.sum()
-    return total, count.to(torch.int), torch.stack([total.detach(), count])
+    return total * scale, 0, torch.stack([total.detach(), mask_BS.sum()])
 
 
 def run_schedule(
@@ -81,17 +83,19 @@ def run_schedule(
     seq_length: int,
     forward_only: bool,
     groups: ProcessGroupCollection,
+    scale: float = 1.0,
 ) -> tuple[float, int]:
     """Forward (and backward) over the micro-batches; every rank of the job must call this.
 
-    ``batches`` makes a fresh iterator for each model chunk, as interleaving needs.
+    ``batches`` makes a fresh iterator for each model chunk, as interleaving needs. The backward
+    pass is that of ``scale`` times the sum of the losses.
 
     Returns:
         The loss summed over the job's tokens that count, and their number, on every rank.
     """
     iterators: Any = [batches() for _ in chunks]
     reports = get_forward_backward_func()(
-        forward_step_func=forward_step,
+        forward_step_func=partial(forward_step, scale=scale),
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=chunks if len(chunks) > 1 else chunks[0],
         num_microbatches=num_microbatches,
@@ -110,15 +114,25 @@ def _total(
 
     The sum is taken in fp64: fp32 would lose counts above 2**24 tokens.
     """
-    total = torch.zeros(2, dtype=torch.float64, device=place)
     if reports:
         total = torch.stack(reports).double().sum(0)
+    else:
+        total = torch.zeros(2, dtype=torch.float64, device=place)
     if groups.dp_cp.size() > 1:
         torch.distributed.all_reduce(total, group=groups.dp_cp)
     if groups.pp.size() > 1:
         last = torch.distributed.get_global_rank(groups.pp, groups.pp.size() - 1)
         torch.distributed.broadcast(total, src=last, group=groups.pp)
-    return float(total[0]), int(total[1])
+    loss, count = total.tolist()
+    return loss, int(count)
+
+
+def _count_tokens(batches: list[Batch], groups: ProcessGroupCollection) -> int:
+    """Tokens of the whole job that count, from this rank's micro-batches."""
+    count = torch.stack([batch["loss_mask"].sum(dtype=torch.int64) for batch in batches]).sum()
+    if groups.dp_cp.size() > 1:
+        torch.distributed.all_reduce(count, group=groups.dp_cp)
+    return int(count)
 
 
 def train_step(
@@ -130,9 +144,13 @@ def train_step(
     micro_batch_size: int,
     seq_length: int,
     groups: ProcessGroupCollection,
+    loss_tokens: int | None = None,
     approve: Callable[[float, list[Any]], bool] | None = None,
 ) -> StepResult:
     """One update from ``num_microbatches`` micro-batches on each data-parallel rank.
+
+    ``loss_tokens`` is how many tokens of the whole job count in this step. Without it, the
+    micro-batches are read and their masks counted before the first forward pass.
 
     ``approve`` sees the loss and the chunks with their gradients, on every rank, and may hold
     the update back; then nothing has changed and the step can be run again.
@@ -140,6 +158,10 @@ def train_step(
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
+    if loss_tokens is None:
+        held = list(batches())
+        batches = partial(iter, held)
+        loss_tokens = _count_tokens(held, groups)
     total, count = run_schedule(
         chunks,
         batches,
@@ -148,6 +170,7 @@ def train_step(
         seq_length=seq_length,
         forward_only=False,
         groups=groups,
+        scale=1.0 / max(loss_tokens, 1),
     )
     loss = total / max(count, 1)
     if approve is not None and not approve(loss, chunks):
@@ -161,10 +184,15 @@ def train_step(
     )
 
 
+def _finalize_model_grads(chunks: list[Any], num_tokens: Any, **groups: Any) -> None:
+    """Megatron's reductions, without its division: the loss was divided instead."""
+    finalize_model_grads(chunks, None, **groups)
+
+
 def connect(chunks: list[Any], optimizer: Any) -> None:
     """Tell Megatron's schedules how to scale losses and finish gradients."""
     for chunk in chunks:
         config = chunk.config
-        config.grad_scale_func = optimizer.scale_loss
-        config.finalize_model_grads_func = finalize_model_grads
+        config.grad_scale_func = optimizer.scale_loss if config.fp16 else None
+        config.finalize_model_grads_func = _finalize_model_grads
         config.no_sync_func = [c.no_sync for c in chunks] if len(chunks) > 1 else chunks[0].no_sync

@@ -13,8 +13,9 @@ from megatron_ext.data.corpus import fetch as fetch_module
 from megatron_ext.data.corpus import shipped
 from megatron_ext.data.corpus.archives import members
 from megatron_ext.data.corpus.document import Document, clean, distinct, split
-from megatron_ext.data.corpus.fetch import fetch, sha256_of
+from megatron_ext.data.corpus.fetch import fetch
 from megatron_ext.data.corpus.packages import PACKAGES, Package
+from megatron_ext.digest import sha256_of
 
 
 def _source_archive(path, members_):

@@ -1,5 +1,7 @@
 """The CPU back end replaces named places only, and leaves torch as it was everywhere else."""
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -69,3 +71,11 @@ def test_expected_warnings_are_silenced_and_others_are_not():
     with pytest.warns(UserWarning, match="something else"), device.expected_warnings():
         warnings.warn("Apex is not installed. Falling back to Torch Norm", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
+
+
+def test_importing_megatron_loads_no_compiler():
+    code = (
+        "import sys; from megatron_ext.devices import device; device.start(); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

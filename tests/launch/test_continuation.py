@@ -11,6 +11,7 @@ from launch.continuation import check_checkpoint
 from launch.preflight import check_parent
 from megatron_ext.checkpoint import folder as folders
 from megatron_ext.checkpoint.resumable import as_plain
+from megatron_ext.digest import sha256_of
 
 WORDS = ["recipe=index_1p9b/pretrain", "cluster=h100_64"]
 
@@ -48,7 +49,7 @@ def test_a_resume_of_another_shape_or_order_of_data_is_refused(tmp_path):
 def test_a_parent_of_another_shape_tokenizer_or_nowhere_is_refused(tmp_path):
     tokenizer = tmp_path / "tokenizer.model"
     tokenizer.write_bytes(b"one")
-    path = stored(tmp_path / "parent", job(tmp_path), folders.sha256_of(tokenizer))
+    path = stored(tmp_path / "parent", job(tmp_path), sha256_of(tokenizer))
     words = [f"checkpoint.load={path}", f"data.tokenizer.path={tokenizer}"]
     assert check_checkpoint(job(tmp_path, *words)) == f"starts from {path}"
     # One KV head a query head, said and left to the default, is one shape.

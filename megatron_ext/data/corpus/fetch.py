@@ -5,7 +5,6 @@ installed, built or executed: wheels are only stored, and source archives meet i
 where their build backend would run.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -16,17 +15,12 @@ from pathlib import Path
 
 from megatron_ext.data.corpus import inert_backend
 from megatron_ext.data.corpus.packages import Package
+from megatron_ext.digest import sha256_of
 
 BACKENDS = ("setuptools/build_meta.py", "hatchling/build.py")
 """Where the backends of our source archives would be imported from."""
 
 PIP_SECONDS = 300
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cached(package: Package, cache: Path) -> bool:

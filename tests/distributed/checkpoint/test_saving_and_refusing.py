@@ -17,13 +17,13 @@ import torch
 
 from megatron_ext.checkpoint import folder as folders
 from megatron_ext.checkpoint import index
-from megatron_ext.checkpoint.folder import sha256_of
 from megatron_ext.checkpoint.load import load
 from megatron_ext.checkpoint.reader import TensorReader
 from megatron_ext.checkpoint.resumable import stored_run
 from megatron_ext.checkpoint.save import Staging, begin, save
 from megatron_ext.checkpoint.shard import write_shard
 from megatron_ext.checkpoint.shelf import Shelf
+from megatron_ext.digest import sha256_of
 from megatron_ext.testing import env, run_on_ranks
 from tests.distributed.checkpoint.small_run import Training, small_run
 
@@ -259,9 +259,9 @@ def _hash_each_file_once(folder):
     Training(small_run(**TP))  # for its process groups
     hashed = []
 
-    def counting(path):
+    def counting(path, **how):
         hashed.append(path)
-        return sha256_of(path)
+        return sha256_of(path, **how)
 
     shelf = Shelf(folder, keep=2)
     newest = folder / "step_00000003"
