@@ -1,4 +1,4 @@
-"""The arms differ in length, base and packing only, and their lengths are the published ones / 8."""
+"""The arms differ in length, base and packing only; lengths are the published ones over eight."""
 
 from dataclasses import replace
 from pathlib import Path
