@@ -18,6 +18,8 @@ from launch.cli import refusing
 
 CORPUS = ".cache/quickstart"
 LONG_TEXT = {"en-books": 0.5, "zh-gov": 0.2, "zh-legal": 0.1, "zh-literature": 0.2}
+"""Corpora with long documents, and their shares. The recipe's one source is the first of them."""
+
 ROPE = ["as_trained", "linear=8", "dynamic=1", "dynamic=8"]
 SIZE = ["scale=long_context", "model.num_attention_heads=3", "launch.threads_per_rank=1"]
 """Three heads of 32 channels, so that 16 pairs rotate; 2.2M parameters with the vocabulary."""
@@ -37,8 +39,9 @@ def further(tokens: int, parent: Path, *, long: bool) -> list[str]:
     The published rate, 1e-5, is for thousands of steps: here half of the pretraining's. 640,000 is
     the base that carries 4096 tokens after 512 with 16 pairs (megatron_ext/plan/rope_reach.py).
     """
-    sources = ", ".join(f"{name}: {{path: {CORPUS}/train/{name}}}" for name in LONG_TEXT)
-    shares = ", ".join(f"{name}: {share}" for name, share in LONG_TEXT.items())
+    names = dict(zip(LONG_TEXT, ("long-text", *list(LONG_TEXT)[1:])))
+    sources = ", ".join(f"{names[c]}: {{path: {CORPUS}/train/{c}}}" for c in LONG_TEXT)
+    shares = ", ".join(f"{names[c]}: {share}" for c, share in LONG_TEXT.items())
     words = ["recipe=index_1p9b_32k/long_pt", *SIZE, *QUIET, f"scale.tokens={tokens}"]
     words += [f"data.sources={{{sources}}}", f"phases.0.mixture={{{shares}}}"]
     words += ["optimizer.lr=1e-3", "optimizer.min_lr=1e-4", f"checkpoint.load={parent}"]

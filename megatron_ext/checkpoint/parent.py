@@ -17,4 +17,9 @@ def trained_length(path: Path) -> int:
     if "seq_length" in meta:
         return int(meta["seq_length"])
     stored = json.loads((path / "run.json").read_text())
-    return int(stored["model"]["max_position_embeddings"])
+    try:
+        return int(stored["model"]["max_position_embeddings"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path / 'run.json'} does not say model.max_position_embeddings."
+        ) from error

@@ -65,6 +65,9 @@ def test_what_the_parent_was_trained_at_is_read_from_it(tmp_path):
     (text,) = warnings(compose([*LONG, said, "phases.0.rotary_base=20000"]))
     assert "training on 8,192" in text
     assert warnings(compose([*LONG, "checkpoint.load=nowhere", "phases.0.rotary_base=20000"])) == []
+    (tmp_path / "converted" / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not say model.max_position_embeddings"):
+        trained_length(tmp_path / "converted")
 
 
 def test_preflight_warns_of_a_base_that_does_not_reach_and_refuses_nothing(tmp_path, capsys):
@@ -85,5 +88,5 @@ def test_a_run_says_so_before_its_first_step(tmp_path, capsys):
     train.warn(job)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("warning: phases.1.rotary_base=10000 reaches about")
-    train.warn(compose([*words, "phases.1.rotary_base=1e7"]))
+    train.warn(compose([*words, "phases.1.rotary_base=1e8"]))
     assert capsys.readouterr().err == ""
