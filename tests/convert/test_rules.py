@@ -93,6 +93,16 @@ def test_full_size_names_and_shapes_are_those_of_the_transformers_class(name):
     assert source_shapes(SHAPES[name]) == theirs
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_llama_cpp_has_a_name_of_its_own_for_every_exported_tensor(name):
+    gguf = pytest.importorskip("gguf")
+    model = SHAPES[name]  # Index goes there folded, as a plain Llama
+    kind = gguf.MODEL_ARCH.STABLELM if model.family == "stablelm" else gguf.MODEL_ARCH.LLAMA
+    known = gguf.get_tensor_name_map(kind, model.num_layers)
+    names = {known.get_name(key, try_suffixes=(".weight", ".bias")) for key in source_shapes(model)}
+    assert None not in names and len(names) == tensor_count(model)
+
+
 @pytest.mark.parametrize("heads, groups", [(8, 8), (8, 2), (14, 2), (6, 1)])
 def test_qkv_rows_stand_group_by_group(heads, groups):
     head = 4

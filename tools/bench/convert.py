@@ -1,12 +1,12 @@
 """What a conversion costs: wall time against `cat` of the same bytes, and peak memory.
 
-    python -m tools.bench.convert [--gigabytes 7] [--pairs 3] [--peer]
+    python -m tools.bench.convert [--gigabytes 7] [--pairs 3] [--flush] [--peer]
 
 A synthetic Llama of the asked size (bf16, 4096 wide, 32 heads on 4 KV heads) is converted to a
 distributed checkpoint and back by tools.convert in processes of their own, in turn with
 `cat input > output`. Both write to the same disk; ours also flushes every byte to it, hashes it
-and reads the export back, which is printed apart. --peer also times transformers' own load and
-save of the folder.
+and reads the export back. --flush lets cat's side flush its copy too (`sync FILE`), so that both
+end with their bytes on the disk. --peer also times transformers' own load and save of the folder.
 """
 
 import argparse
@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=3, help="samples of each side")
     parser.add_argument("--folder", help="where to write (default: the system's temporary folder)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--flush", action="store_true", help="flush cat's copy to disk too")
     parser.add_argument("--peer", action="store_true", help="also time transformers")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -55,11 +56,11 @@ def _all(args: argparse.Namespace, folder: Path) -> None:
         reports: list[dict] = []
         pairs = interleave(
             lambda c=command, s=source, r=reports: r.append(_convert(c, folder, s, args.workers)),
-            lambda s=source: _cat(folder, s),
+            lambda s=source: _cat(folder, s, flush=args.flush),
             pairs=args.pairs,
             warmup=0,
         )
-        _print(command, pairs, reports)
+        _print(command, pairs, reports, flush=args.flush)
         if command == "hf-to-megatron":
             _convert(command, folder, "hf", args.workers, keep="ckpt")
     if args.peer:
@@ -115,15 +116,18 @@ def _convert(command: str, folder: Path, source: str, workers: int, keep: str = 
     return json.loads(note.read_text())
 
 
-def _cat(folder: Path, source: str) -> None:
-    """`cat input > output` of the same files."""
+def _cat(folder: Path, source: str, *, flush: bool) -> None:
+    """`cat input > output` of the same files, and on request the wait for the disk."""
     files = sorted(f for f in (folder / source).iterdir() if f.is_file())
     with open(folder / "copy", "wb") as output:
         subprocess.run(["cat", *map(str, files)], stdout=output, check=True)
+    if flush:
+        subprocess.run(["sync", str(folder / "copy")], check=True)
 
 
-def _print(command: str, pairs: Pairs, reports: list[dict]) -> None:
-    report(command, pairs, ours="tools.convert", peer="cat input > output", bar="2.5 wall")
+def _print(command: str, pairs: Pairs, reports: list[dict], *, flush: bool) -> None:
+    peer = "cat input > output; sync output" if flush else "cat input > output"
+    report(command, pairs, ours="tools.convert", peer=peer, bar="2.5 wall")
     inside = sorted(r["seconds"] for r in reports)[len(reports) // 2]
     peak = max(r["peak_memory_bytes"] for r in reports)
     largest, whole = reports[0]["largest_tensor_bytes"], reports[0]["bytes"]

@@ -12,8 +12,7 @@ from megatron_ext.convert.described import model_of
 from megatron_ext.convert.to_huggingface import to_huggingface
 from megatron_ext.convert.to_megatron import to_megatron
 from megatron_ext.data.writer import CorpusWriter
-from megatron_ext.evaluate import alone
-from megatron_ext.evaluate.parity import reference_model, verify
+from megatron_ext.evaluate import alone, parity
 from megatron_ext.testing import env, meeting, run_on_ranks
 from megatron_ext.train.read_metrics import read
 from tests.convert.smollm2 import GOLDEN, folder, token_ids
@@ -84,39 +83,32 @@ def test_losses_are_the_golden_ones_and_not_a_bit_is_lost(tp, pp, imported, tmp_
     shutil.rmtree(tmp_path)
 
 
-def exact_logits(texts):
-    """transformers' model in fp64: what both fp32 models are rounded from."""
-    model = reference_model(folder()).double()
-    with torch.no_grad():
-        return {name: model(ids, use_cache=False).logits for name, ids in texts.items()}
-
-
-def fp32_logits(imported, texts):
-    reference = reference_model(folder())
-    with torch.no_grad():
-        theirs = {name: reference(ids, use_cache=False).logits for name, ids in texts.items()}
-    with alone.loaded(imported) as model:
-        return theirs, {name: alone.logits(model, ids) for name, ids in texts.items()}
-
-
 def compare(imported, ids):
     texts = {name: torch.tensor([row]) for name, row in ids.items()}
-    for parity in verify(folder(), imported, texts):
-        assert parity.agrees, parity.as_text()
-        assert parity.layers["logits"] < 1e-5 and parity.same_next_token == 1.0
-    exact = exact_logits(texts)
-    theirs, ours = fp32_logits(imported, texts)
-    for name, truth in exact.items():
-        sides = {"transformers": theirs[name], "ours": ours[name]}
-        errors = {side: float((logits - truth).abs().max()) for side, logits in sides.items()}
-        errors["apart"] = float((theirs[name] - ours[name]).abs().max())
-        print(f"{name}, against fp64: {errors}")
+    reference = parity.reference_model(folder())
+    theirs = {name: parity._run_reference(reference, row) for name, row in texts.items()}
+    reference.double()  # what both fp32 models are rounded from
+    with torch.no_grad():
+        exact = {name: reference(row, use_cache=False).logits for name, row in texts.items()}
+    del reference
+    with alone.loaded(imported) as model:
+        ours = {name: parity._run_ours(model, row) for name, row in texts.items()}
+    for name, row in texts.items():
+        found = parity.compare(name, theirs[name], ours[name], row)
+        assert found.agrees, found.as_text()
+        assert found.layers["logits"] < 1e-5 and found.same_next_token == 1.0
+        errors = {
+            "apart": found.largest_difference,
+            "transformers": float((theirs[name].logits - exact[name]).abs().max()),
+            "ours": float((ours[name].logits - exact[name]).abs().max()),
+        }
+        print(f"{name}, transformers and ours against fp64: {errors}")
         assert max(errors.values()) < 1e-4, (name, errors)  # of logits up to 48: 26 ulp
 
 
 def test_logits_are_those_of_transformers(imported):
     ids = {name: row[:160] for name, row in token_ids().items()}
-    run_on_ranks(compare, imported, ids, world_size=1, timeout=300)
+    run_on_ranks(compare, imported, ids, world_size=1, timeout=600)
 
 
 STEPS = 20
