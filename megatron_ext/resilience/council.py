@@ -124,8 +124,10 @@ class Council:
         if self.phase == "echo":
             return self._after(now, ECHO_SECONDS, self._judge_deaths)
         if self.phase == "stacks":
-            if not any(m.alive and m.overdue > 0 for m in self._current().values()):
-                self.phase = "run"  # late, and not hung: it went on by itself
+            current = self._current().values()
+            died = any(m.code not in (None, 0) for m in current)
+            if died or not any(m.alive and m.overdue > 0 for m in current):
+                self.phase = "run"  # late, and not hung: it went on by itself, or it died
                 return []
             return self._after(now, STACK_SECONDS, self._judge_hang)
         return self._dying(now)

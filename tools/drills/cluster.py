@@ -156,11 +156,11 @@ class Run:
             time.sleep(0.3)
         return time.monotonic() - start
 
-    def wait_step(self, step: int, *, seconds: float = 240) -> float:
+    def wait_step(self, step: int, *, seconds: float = 900) -> float:
         """Until ``step`` steps are taken."""
         return self.wait(lambda: self.step() >= step, seconds=seconds, what=f"step {step}")
 
-    def wait_truth(self, *words: str, seconds: float = 300) -> float:
+    def wait_truth(self, *words: str, seconds: float = 900) -> float:
         """Until launch.status says one of ``words``; asked when a record changed, or each 5 s."""
         seen: list[float] = []
 
@@ -174,7 +174,7 @@ class Run:
 
         return self.wait(ready, seconds=seconds, what=" or ".join(words))
 
-    def wait_gone(self, *, seconds: float = 60) -> float:
+    def wait_gone(self, *, seconds: float = 180) -> float:
         """Until no job of it is in the queue."""
         return self.wait(
             lambda: self.folder.name not in self.cluster.slurm("squeue", "-h", "-o", "%j"),

@@ -48,7 +48,7 @@ def freeze(lab: Lab, name: str) -> list[str]:
     run = lab.run(name).submit()
     run.wait_step(INTERVAL + 2)
     lab.cluster.do("freeze", "n1")
-    run.wait(lambda: len(run.attempts()) > 1, seconds=120, what="a second attempt")
+    run.wait(lambda: len(run.attempts()) > 1, seconds=400, what="a second attempt")
     lab.cluster.do("thaw", "n1")
     run.wait_truth("finished", "given up")
     run.wait_gone()
@@ -76,7 +76,7 @@ def cut(lab: Lab, name: str) -> list[str]:
     run = lab.run(name).submit()
     run.wait_step(INTERVAL + 2)
     lab.cluster.do("cut", "n2")
-    run.wait(lambda: len(run.attempts()) > 1, seconds=120, what="a second attempt")
+    run.wait(lambda: len(run.attempts()) > 1, seconds=400, what="a second attempt")
     lab.cluster.do("mend", "n2")
     run.wait_truth("finished", "given up")
     run.wait_gone()
@@ -111,10 +111,10 @@ def time_limit(lab: Lab, name: str) -> list[str]:
     """The warning before the time limit: save, go on in another job."""
     # Slurm's finest limit is a minute, and its warning comes up to a minute early.
     run = lab.run(name, "slurm.time='00:02:00'", steps=LONG).submit()
-    run.wait(lambda: len(run.attempts()) > 1, seconds=240, what="a second attempt")
+    run.wait(lambda: len(run.attempts()) > 1, seconds=400, what="a second attempt")
     wrong = [] if run.attempts()[0]["failure"] == "stopped" else [f"E: {run.attempts()[0]}"]
     lab.cluster.slurm("scontrol", "update", f"JobId={run.job_id}", "TimeLimit=30")
-    run.wait_truth("finished", "given up", seconds=500)
+    run.wait_truth("finished", "given up")
     run.wait_gone()
     return wrong + lab.check(run, steps=LONG)
 
@@ -238,11 +238,11 @@ def lemon(lab: Lab, name: str) -> list[str]:
     """Whatever runs on one node dies: set aside at the second strike, and no other node ever."""
     run = lab.run(name, "slurm.restart.in_job=0", steps=STEPS).submit()
     for strike in range(2):
-        run.wait(lambda n=strike: len(run.attempts()) > n, seconds=240, what="an attempt")
+        run.wait(lambda n=strike: len(run.attempts()) > n, seconds=900, what="an attempt")
         run.wait_step(INTERVAL + 2)
-        run.wait(lambda: len(run.rank_pids("n2", 1)) > 1, seconds=120, what="a rank on n2")
+        run.wait(lambda: len(run.rank_pids("n2", 1)) > 1, seconds=400, what="a rank on n2")
         os.kill(run.rank_pids("n2", 1)[1], signal.SIGKILL)
-        run.wait(lambda n=strike: _ended(run) > n, seconds=60, what="its end")
+        run.wait(lambda n=strike: _ended(run) > n, seconds=300, what="its end")
     run.wait_truth("finished", "given up")
     run.wait_gone()
     excluded = [a["excluded"] for a in run.attempts()]
@@ -290,7 +290,7 @@ def two_copies(lab: Lab, name: str) -> list[str]:
     (run.folder / "job").write_text(f"{second}\n")
     run.wait(
         lambda: first not in lab.cluster.slurm("squeue", "-h", "-o", "%A").split(),
-        seconds=90,
+        seconds=300,
         what="the end of the older copy",
     )
     run.wait_truth("finished", "given up")

@@ -84,7 +84,7 @@ class Lab:
         """Losses and final ledger of the undisturbed run; made once for each length."""
         if steps not in self._reference:
             run = self.run(f"reference{steps}", steps=steps).submit()
-            run.wait_truth("finished", seconds=400)
+            run.wait_truth("finished")
             run.wait_gone()
             self._reference[steps] = (curve(run), final_state(run))
         return self._reference[steps]

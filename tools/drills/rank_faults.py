@@ -115,7 +115,7 @@ def lingers(lab: Lab, name: str) -> list[str]:
     """A rank does not leave after the end: it is ended, and the run is finished all the same."""
     run = lab.run(name, drill("linger", step=STEPS)).submit()
     run.wait_truth("finished")
-    run.wait_gone(seconds=120)
+    run.wait_gone()
     wrong = [] if len(run.attempts()) == 1 else [f"E: {len(run.attempts())} attempts"]
     return wrong + lab.check(run)
 
@@ -127,7 +127,7 @@ def often_with_progress(lab: Lab, name: str) -> list[str]:
     run = lab.run(
         name, f"watch.drill=[{','.join(kills)}]", "slurm.restart.in_job=2", steps=steps
     ).submit()
-    run.wait_truth("finished", "given up", seconds=600)
+    run.wait_truth("finished", "given up")
     run.wait_gone()
     wrong = lab.check(run, steps=steps, causes=["process"])
     deaths = len(run.events()) + len(run.attempts()) - 1
@@ -138,7 +138,7 @@ def alternating(lab: Lab, name: str) -> list[str]:
     """Two causes in turn at one step: the ceiling over all causes ends it."""
     faults = [f"{{kind:{('exception', 'kill')[k % 2]},rank:1,step:9}}" for k in range(9)]
     run = lab.run(name, f"watch.drill=[{','.join(faults)}]", "slurm.restart.ceiling=4").submit()
-    run.wait_truth("given up", "finished", seconds=600)
+    run.wait_truth("given up", "finished")
     run.wait_gone()
     last, roots = run.attempts()[-1], {r["failure"] for r in run.attempts()}
     wrong = [] if roots == {"crash", "process"} else [f"E: {roots}"]
