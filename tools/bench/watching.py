@@ -179,7 +179,6 @@ def _hang(folder: Path) -> None:
     _watched(at, steps)
     event = json.loads((at / "event-0.json").read_text())
     struck, usual = map(float, (folder / "struck").read_text().split())
-    print(f"{event['headline']}")
     print(
         f"  named {event['time'] - struck:.1f} s after its last sign, stacks of all ranks written; "
         f"deadline 3 x {usual:.3f} + 5 = {3 * usual + 5:.1f} s"
