@@ -1,18 +1,19 @@
-"""The blend's order for constant shares, by a loop that looks only at sources near their turn.
+"""The blend's order for constant shares, in which most sources are only looked at near their turn.
 
 Sources of equal shares take strict turns: they are one class with one lag, share * samples - given.
-A class is near when its lag may have reached a threshold; the others wait in a ring of steps for
-the first one at which they could. A near class above the threshold lags more than all that wait.
-When none is above, or too many are near, all are looked at again and the threshold moves. Every
-decision is a float64 comparison of a scan over all sources: the order is the scan's, bit for bit.
+Few classes are all looked at, as megatron-core does; of many, those that are near. A class is near
+when its lag may have reached a threshold; the others wait in a ring of steps for the first one at
+which they could. A near class above the threshold lags more than all that wait. When none is above,
+or too many are near, all are looked at again and the threshold moves. Every decision is a float64
+comparison of a scan over all sources: the order is the scan's, bit for bit.
 """
 
 import numpy as np
 
 from megatron_ext.jit import compiled
 
-FEW = 16
-"""Classes up to which all are near: scanning them is fastest."""
+FEW = 24
+"""Classes up to which looking at all of them is fastest."""
 
 MANY = 16
 """Near classes from which on the threshold is raised, at most once in 64 samples."""
@@ -32,12 +33,13 @@ def fill_order(
     starts = np.cumsum(sizes) - sizes
     taken = np.bincount(class_of, weights=counts).astype(np.int64)
     state = np.stack([starts, sizes, taken % sizes, taken // sizes])
-    compiled(fill)(weights, members, state, first, order, before)
+    loop = scan if len(weights) <= FEW else look_near
+    compiled(loop)(weights, members, state, first, order, before)
     place = np.arange(len(shares)) - np.repeat(starts, sizes)
     counts[members] = np.repeat(state[3], sizes) + (place < np.repeat(state[2], sizes))
 
 
-def fill(
+def scan(
     weights: np.ndarray,
     members: np.ndarray,
     state: np.ndarray,
@@ -45,7 +47,36 @@ def fill(
     order: np.ndarray,
     before: np.ndarray,
 ) -> None:
-    """Rows of ``state``, by class: first of its members, how many, whose turn, rounds taken."""
+    """Look at every class at every sample.
+
+    Rows of ``state``, by class: first of its members, how many, whose turn, rounds taken.
+    """
+    start, size, turn, rounds = state[0], state[1], state[2], state[3]
+    for k in range(len(order)):
+        x = float(max(first + k, 1))
+        best, most = 0, weights[0] * x - rounds[0]
+        for u in range(1, len(weights)):
+            lag = weights[u] * x - rounds[u]
+            if lag > most:
+                best, most = u, lag
+            elif lag == most and members[start[u] + turn[u]] < members[start[best] + turn[best]]:
+                best = u
+        order[k], before[k] = members[start[best] + turn[best]], rounds[best]
+        turn[best] += 1
+        if turn[best] == size[best]:
+            turn[best] = 0
+            rounds[best] += 1
+
+
+def look_near(
+    weights: np.ndarray,
+    members: np.ndarray,
+    state: np.ndarray,
+    first: int,
+    order: np.ndarray,
+    before: np.ndarray,
+) -> None:
+    """As ``scan``, looking at the classes near their turn."""
     start, size, turn, rounds = state[0], state[1], state[2], state[3]
     classes, steps = len(weights), len(order)
     near = np.empty(classes, dtype=np.int64)
@@ -55,7 +86,7 @@ def fill(
     due = np.empty(classes, dtype=np.int64)  # and the very step
     # Lags and due steps are rounded by less than this: the threshold is trusted beyond it.
     margin = 16.0 * 2.0**-52 * (weights.max() * (first + steps) + 1.0)
-    gap = np.inf if classes <= FEW else 8.0 / classes
+    gap = 8.0 / classes
     threshold, count, calm, k = 0.0, 0, 0, 0
     while k < steps:
         x = float(max(first + k, 1))
@@ -76,7 +107,7 @@ def fill(
             tied |= lag == most
             best = j if lag > most else best
             most = lag if lag > most else most
-        if best < 0 or (count > MANY and k >= calm and classes > FEW):
+        if best < 0 or (count > MANY and k >= calm):
             gap = max(gap * (1.25 if best < 0 else 0.8), 4.0 * margin)
             calm = k + 64
             for u in range(classes):
