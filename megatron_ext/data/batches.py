@@ -58,8 +58,9 @@ class PhaseBatches:
         seed: int,
         cache: str | Path = "",
         skipped: Sequence[tuple[int, int]] = (),
+        begun: int = 0,
     ) -> None:
-        """Start from the ``ledger`` at the phase's start.
+        """Count samples from where the phase has read ``begun`` tokens and the ``ledger`` stands.
 
         ``skipped`` are ranges [first, past) of sample numbers that training jumped over after a
         loss spike: they count as consumed, and as skipped windows.
@@ -84,14 +85,15 @@ class PhaseBatches:
             shares_end=normalised([end.get(name, 0.0) for name in self.names]),
             samples=phase.tokens / phase.seq_length,
             ramp_power=phase.ramp_power,
+            begun=begun / phase.seq_length,
         )
+        self._sources = [(n, self.streams[n], tokens_of(self.start, n)) for n in self.names]
 
     def read(self, k: int, out: np.ndarray) -> tuple[str, list[int]]:
         """Put sample ``k`` into ``out`` [seq_length + 1]; return its source and document ends."""
         source, before = self.blend.at(k)
-        name = self.names[source]
-        offset = tokens_of(self.start, name) + before * self.seq_length
-        return name, self.streams[name].read(offset, out)
+        name, stream, start = self._sources[source]
+        return name, stream.read(start + before * self.seq_length, out)
 
     def sample(self, k: int) -> Sample:
         """Sample ``k`` of the phase."""

@@ -8,13 +8,10 @@ phase of a billion samples starts at once.
 
 import numpy as np
 
-from megatron_ext.data.blend_compiled import fill_order
+from megatron_ext.data.blend_order import fill_order
 
 BLOCK = 2**16
 """Samples built at a time: 0.6 MB for each block held, and a row of counts kept for all."""
-
-CACHED = 2**13
-"""Samples worked on at a time in the closed form: its arrays stay in a core's own cache."""
 
 
 class Blend:
@@ -27,16 +24,19 @@ class Blend:
         shares_end: np.ndarray | None = None,
         samples: float = 0.0,
         ramp_power: float = 1.0,
+        begun: float = 0.0,
     ) -> None:
         """Shares, which sum to 1, at the start of the phase and, if they ramp, at its end.
 
         The share at fraction x of the phase is start + (end - start) * x ** ramp_power; past the
-        end it stays where the ramp left it.
+        end it stays where the ramp left it. Sample 0 is the one after the first ``begun`` samples
+        of the phase, whose sources are not counted here.
         """
         self.shares = np.asarray(shares, dtype=np.float64)
         ramps = shares_end is not None and not np.array_equal(shares, shares_end)
         self.shares_end = np.asarray(shares_end, dtype=np.float64) if ramps else None
         self.samples, self.ramp_power = float(samples), ramp_power
+        self.begun = float(begun) if ramps else 0.0
         self._counts = [np.zeros(len(self.shares), dtype=np.int64)]
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -45,10 +45,15 @@ class Blend:
         x = np.asarray(samples, dtype=np.float64)[..., None]
         if self.shares_end is None:
             return self.shares * x
+        return self._since_the_start(self.begun + x) - self._since_the_start(self.begun)
+
+    def _since_the_start(self, x: np.ndarray | float) -> np.ndarray:
+        """The ramp's integral over the first ``x`` samples of the phase: [..., sources]."""
+        assert self.shares_end is not None
         inside = np.minimum(x, self.samples)
         power = self.ramp_power + 1.0
         grown = self.samples * (inside / self.samples) ** power / power + (x - inside)
-        return self.shares * x + (self.shares_end - self.shares) * grown
+        return np.asarray(self.shares * x + (self.shares_end - self.shares) * grown)
 
     def block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Of samples ``number * BLOCK`` and on: source, and how many it gave before; int16, int64.
@@ -80,11 +85,8 @@ class Blend:
                 order[:], before[:] = 0, np.arange(first, first + len(order))
                 counts += len(order)
                 return
-            if fill_order(self.shares, counts, first, order, before):
-                return
-            if len(counts) == 2 and two_sources(self.shares, first, order, before):
-                counts += np.bincount(order, minlength=2)
-                return
+            fill_order(self.shares, counts, first, order, before)
+            return
         # Megatron's clamp: sample 0 is judged as if it were sample 1.
         positions = np.maximum(np.arange(first, first + len(order)), 1)
         behind, given = np.empty(len(counts)), counts.astype(np.float64)
@@ -110,30 +112,3 @@ class Blend:
         number, inside = divmod(k, BLOCK)
         order, before = self.block(number)
         return order.item(inside), before.item(inside)
-
-
-def two_sources(shares: np.ndarray, first: int, order: np.ndarray, before: np.ndarray) -> bool:
-    """Fill both arrays from a closed form and check every sample of it against the rule.
-
-    Source 1 lags more at sample k exactly where it gave fewer than shares[1] * k samples, so that
-    it gave ceil(shares[1] * (k - 1)) before it.
-
-    Returns:
-        Whether all agree: the form is exact arithmetic, and the rule is float64's.
-    """
-    for low in range(0, len(order), CACHED):
-        part = slice(low, min(low + CACHED, len(order)))
-        k = np.arange(first + part.start, first + part.stop + 1, dtype=np.float64)
-        given = shares[1] * (k - 1.0)
-        np.ceil(given, out=given)
-        for early in range(int(k[0]), 2):
-            given[early - int(k[0])] = early and float(shares[1] > shares[0])
-        now, x = given[:-1], k[:-1]
-        others = x - now
-        lag = shares[1] * np.maximum(x, 1.0) - now
-        chosen = lag > shares[0] * np.maximum(x, 1.0) - others
-        if not np.array_equal(chosen, given[1:] > now):
-            return False
-        order[part] = chosen
-        before[part] = np.where(chosen, now, others)
-    return True

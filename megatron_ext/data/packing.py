@@ -5,10 +5,11 @@ numbers: the work is then per pair of (length, remaining space) that really meet
 The bins are those of placing one sequence at a time.
 """
 
-from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import numpy as np
+
+from megatron_ext.jit import compiled
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def best_fit(lengths: np.ndarray, *, capacity: int) -> Packing:
             f"of {longest} tokens: cut or leave them out, or use seq_length={longest}."
         )
     counts = np.bincount(lengths, minlength=1)
-    placements, num_bins = _place(counts, capacity)
+    placements, num_bins = compiled(_place)(counts, capacity)
     bins = np.empty(len(lengths), dtype=np.int32)
     # 16-bit keys are sorted by counting: linear, and stable.
     narrow = lengths.astype(np.uint16 if longest < 2**16 else np.int64)
@@ -54,51 +55,51 @@ def best_fit(lengths: np.ndarray, *, capacity: int) -> Packing:
 
 def _place(counts: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     """Rows of (first bin, bins, sequences in each), in the order of sequences, longest first."""
-    rows: list[tuple[int, int, int]] = []
-    runs: list[list[tuple[int, int]]] = [[] for _ in range(capacity + 1)]
-    spaces: list[int] = []  # remaining spaces of which there are bins, ascending
-    num_bins = 0
-    present = np.flatnonzero(counts)
-    for length, count in zip(present[::-1].tolist(), counts[present][::-1].tolist(), strict=True):
-        if not length:
-            break
-        at = bisect_left(spaces, length)
-        left: list[int] = []
+    newest = np.full(capacity + 1, -1, dtype=np.int64)  # by remaining space: its newest run,
+    held = np.zeros(capacity // 64 + 1, dtype=np.int64)  # and of 64 spaces, how many have one
+    runs, num_runs = np.empty((1024, 3), dtype=np.int64), 0  # first bin, bins, run before it
+    rows, num_rows, num_bins = np.empty((1024, 3), dtype=np.int64), 0, 0
+    for length in range(len(counts) - 1, 0, -1):
+        count, space = counts[length], length
         while count:
-            if at < len(spaces):
-                space = spaces[at]
-                run = runs[space]
-                first, size = run.pop()
+            while space <= capacity and newest[space] < 0:
+                space = space + 1 if held[space // 64] else (space // 64 + 1) * 64
+            if space <= capacity:
+                run = newest[space]
+                first, size, newest[space] = runs[run, 0], runs[run, 1], runs[run, 2]
+                held[space // 64] -= newest[space] < 0
             else:
-                space, run = capacity, runs[capacity]
-                first, size = num_bins, -(-count // (capacity // length))
+                space, first, size = capacity, num_bins, -(-count // (capacity // length))
                 num_bins += size
             each = space // length
             full = min(size, count // each)
-            if full:
-                rows.append((first, full, each))
-                count -= full * each
-                rest = space - full_length if (full_length := each * length) < space else 0
-                if rest:
-                    if not runs[rest]:
-                        left.append(rest)
-                    runs[rest].append((first, full))
-            if full < size:
-                if count:
-                    rows.append((first + full, 1, count))
-                    rest = space - count * length
-                    if rest:
-                        if not runs[rest]:
-                            left.append(rest)
-                        runs[rest].append((first + full, 1))
-                    full, count = full + 1, 0
-                if full < size:
-                    run.append((first + full, size - full))
-            if at < len(spaces) and spaces[at] == space and not run:
-                del spaces[at]
-        for rest in left:
-            insort(spaces, rest)
-    return np.array(rows, dtype=np.int64).reshape(-1, 3), num_bins
+            count -= full * each
+            last = count if full < size else 0  # sequences in one bin that they do not fill
+            count -= last
+            past = full + (last > 0)
+            for part in range(3):
+                if part == 0:
+                    begin, bins, inside = first, full, each
+                elif part == 1:
+                    begin, bins, inside = first + full, past - full, last
+                else:
+                    begin, bins, inside = first + past, size - past, 0
+                rest = space - inside * length
+                if bins and inside:
+                    if num_rows == len(rows):
+                        rows = np.concatenate((rows, np.empty_like(rows)))
+                    rows[num_rows, 0], rows[num_rows, 1] = begin, bins
+                    rows[num_rows, 2] = inside
+                    num_rows += 1
+                if bins and rest:
+                    if num_runs == len(runs):
+                        runs = np.concatenate((runs, np.empty_like(runs)))
+                    held[rest // 64] += newest[rest] < 0
+                    runs[num_runs, 0], runs[num_runs, 1] = begin, bins
+                    runs[num_runs, 2] = newest[rest]
+                    newest[rest] = num_runs
+                    num_runs += 1
+    return rows[:num_rows], num_bins
 
 
 def _expanded(rows: np.ndarray) -> np.ndarray:

@@ -12,9 +12,45 @@ import numpy as np
 
 from megatron_ext.data.epoch import Epoch, build_epoch, load_epoch
 from megatron_ext.data.indexed import IndexedCorpus
+from megatron_ext.jit import compiled
 
-WINDOW = 16
-"""Documents looked up at a time: about twice those of a sample of 4096 tokens."""
+
+def copy_documents(
+    tokens: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    at: int,
+    out: np.ndarray,
+    marks: np.ndarray,
+) -> tuple[int, int]:
+    """Fill ``out`` from token ``at`` of an epoch on, ``marks`` with where documents end in it.
+
+    Returns:
+        How many tokens and how many marks: fewer tokens than ``out`` where the epoch ends.
+    """
+    first, past = 0, len(ends)
+    while first < past:  # of the documents that end behind ``at``, the first
+        middle = (first + past) // 2
+        if ends[middle] <= at:
+            first = middle + 1
+        else:
+            past = middle
+    filled, found = 0, 0
+    begin = ends[first - 1] if first else 0
+    while filled < len(out) and first < len(ends):
+        count = min(ends[first] - at, len(out) - filled)
+        source = starts[first] + at - begin
+        piece, place = tokens[source : source + count], out[filled : filled + count]
+        for i in range(len(place)):
+            place[i] = piece[i]
+        filled += count
+        at += count
+        if at == ends[first]:
+            if count:
+                marks[found] = filled
+                found += 1
+            begin, first = at, first + 1
+    return filled, found
 
 
 class TokenStream:
@@ -48,45 +84,17 @@ class TokenStream:
         A document end is the position after its last token; one that falls on ``len(out)`` is
         included, so that the last piece is known to be whole.
         """
-        size, total = len(out), self.corpus.num_tokens
-        number, at = divmod(offset, total)
-        pieces, document_ends, filled = list[np.ndarray](), list[int](), 0
-        while filled < size:
-            filled = self._read_epoch(self.epoch(number), at, size, filled, pieces, document_ends)
+        number, at = divmod(offset, self.corpus.num_tokens)
+        copy, document_ends, filled = compiled(copy_documents), list[int](), 0
+        while True:
+            epoch, rest = self.epoch(number), out[filled:]
+            marks = np.empty(len(rest), dtype=np.int64)
+            count, found = copy(self.corpus.tokens, epoch.starts, epoch.ends, at, rest, marks)
+            document_ends += (marks[:found] + filled).tolist() if filled else marks[:found].tolist()
+            filled += count
+            if filled == len(out):
+                return document_ends
             number, at = number + 1, 0
-        np.concatenate(pieces, out=out)  # one conversion of types for all documents
-        return document_ends
-
-    def _read_epoch(
-        self,
-        epoch: Epoch,
-        at: int,
-        size: int,
-        filled: int,
-        pieces: list[np.ndarray],
-        document_ends: list[int],
-    ) -> int:
-        """Add pieces from ``at`` on until ``size`` are there or the epoch ends; return how many."""
-        tokens, ends = self.corpus.tokens, epoch.ends
-        first = int(ends.searchsorted(at, "right"))
-        begin = ends.item(first - 1) if first else 0
-        while filled < size and first < len(ends):
-            window = slice(first, first + WINDOW)
-            for end, start in zip(ends[window].tolist(), epoch.starts[window].tolist()):
-                count = end - at
-                source = start + at - begin
-                if count > size - filled:
-                    pieces.append(tokens[source : source + size - filled])
-                    return size
-                if count:
-                    pieces.append(tokens[source : source + count])
-                    filled += count
-                    document_ends.append(filled)
-                at = begin = end
-                if filled == size:
-                    return size
-            first += WINDOW
-        return filled
 
     def documents_before(self, offset: int) -> int:
         """Documents wholly read once ``offset`` tokens were, every epoch counted."""

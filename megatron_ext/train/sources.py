@@ -14,7 +14,6 @@ from megatron_ext.data.held_out import HeldOut
 from megatron_ext.data.indexed import IndexedCorpus
 from megatron_ext.data.ledger import check_same_content
 from megatron_ext.digest import sha256_of
-from megatron_ext.train.config import PhaseConfig
 from megatron_ext.train.phases import Phase, Plan
 from megatron_ext.train.state import TrainState
 
@@ -161,27 +160,11 @@ def open_phase(
         return SyntheticBatches(run, phase)
     check_same_content(state.consumed, sources)
     return PhaseBatches(
-        _from_anchor(phase, sources, state.anchor_tokens),
+        replace(phase.config, seq_length=phase.seq_length, tokens=phase.tokens),
         sources,
         state.ledger,
         seed=run.seed,
         cache=run.data.index_cache,
         skipped=[(s["first"], s["past"]) for s in state.skipped if s["phase"] == phase.index],
+        begun=state.anchor_tokens,
     )
-
-
-def _from_anchor(
-    phase: Phase, sources: dict[str, IndexedCorpus], anchor_tokens: int
-) -> PhaseConfig:
-    """The rest of the phase as a phase: a ramp begins at the shares it has reached."""
-    config = replace(phase.config, seq_length=phase.seq_length, tokens=phase.tokens)
-    if not anchor_tokens:
-        return config
-    start = config.mixture or in_proportion(sources)
-    end = config.mixture_end or start
-    reached = (anchor_tokens / phase.tokens) ** config.ramp_power
-    mixture = {
-        name: (1 - reached) * start.get(name, 0.0) + reached * end.get(name, 0.0)
-        for name in {**start, **end}
-    }
-    return replace(config, mixture=mixture, tokens=phase.tokens - anchor_tokens)

@@ -38,10 +38,10 @@ STRETCHES = [
 ]
 
 
-def _consume(sources):
+def _consume(sources, stretches=STRETCHES):
     """Run the stretches; return the inputs read of each source, in order, and the ledger."""
     ledger, read = {}, {name: [] for name in sources}
-    for names, mixture, mixture_end, seq_length, steps in STRETCHES:
+    for names, mixture, mixture_end, seq_length, steps in stretches:
         samples = sum(batch for batch, _ in steps)
         stretch = Stretch(samples * seq_length, seq_length, mixture, mixture_end)
         batches = PhaseBatches(stretch, {n: sources[n] for n in names}, ledger, seed=5)
@@ -69,6 +69,35 @@ def test_nothing_is_repeated_or_skipped_while_everything_changes(sources):
         assert sum(count == whole + 1 for count in times.values()) == rest
 
 
+BEFORE = (("a", "b"), {"a": 0.7, "b": 0.3}, {}, 32, [(4, 2)] * 60)
+"""7,680 tokens: more than one epoch of the smaller source."""
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param((*BEFORE[:1], {"a": 0.2, "b": 0.8}, *BEFORE[2:]), id="mixture"),
+        pytest.param((*BEFORE[:4], [(12, 2)] * 25), id="batch"),
+        pytest.param((*BEFORE[:3], 50, BEFORE[4]), id="sequence length"),
+        pytest.param((*BEFORE[:4], [(4, 1), (4, 4)] * 30), id="world size"),
+        pytest.param((("a", "b", "c"), {"a": 0.4, "b": 0.2, "c": 0.4}, *BEFORE[2:]), id="source"),
+    ],
+)
+def test_one_change_mid_run_repeats_and_skips_no_document(sources, after):
+    read, ledger = _consume(sources, [BEFORE, after])
+    assert {name for name, windows in read.items() if windows} == set(after[0])
+    for name in after[0]:
+        corpus = sources[name]
+        consumed = np.concatenate([window[:-1] for window in read[name]])
+        document = np.searchsorted(corpus.starts, consumed - corpus.tokens[0], "right") - 1
+        times = np.bincount(document, minlength=corpus.num_documents) / corpus.lengths
+        epochs = len(consumed) // corpus.num_tokens
+        cut = (times > epochs) & (times < epochs + 1)  # the document that is being read
+        assert cut.sum() <= 1
+        assert set(times[~cut].tolist()) <= {epochs, epochs + 1}
+        assert ledger[name]["documents"] == np.floor(times).sum()
+
+
 def test_each_window_ends_with_the_first_token_of_the_next(sources):
     read, _ = _consume(sources)
     for windows in read.values():
@@ -94,6 +123,16 @@ def test_resuming_in_the_middle_needs_only_the_number(sources):
     again = PhaseBatches(stretch, sources, {}, seed=5)
     for k in (99, 40):
         assert np.array_equal(again.sample(k).tokens, once.sample(k).tokens)
+
+
+def test_a_ramp_is_read_on_at_the_share_it_has_reached(sources):
+    stretch = Stretch(32 * 1000, 32, {"a": 1.0}, {"b": 1.0}, ramp_power=3.0)
+    ledger = PhaseBatches(stretch, sources, {}, seed=5).ledger_at(400)
+    rest = PhaseBatches(stretch, sources, ledger, seed=5, begun=400 * 32)
+    want = PhaseBatches(stretch, sources, {}, seed=5).ledger_at(1000)
+    got = rest.ledger_at(600)
+    for name in ("a", "b"):
+        assert got[name]["tokens"] == pytest.approx(want[name]["tokens"], abs=2 * 32)
 
 
 def test_skipped_windows_are_counted_as_consumed(sources):

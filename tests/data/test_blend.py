@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megatron_ext.data import blend as blend_module
-from megatron_ext.data import blend_compiled
+from megatron_ext.data import blend_order
 from megatron_ext.data.blend import Blend
 
 
@@ -36,12 +36,7 @@ def _shares(kind, count):
 
 @pytest.mark.parametrize("kind", ["equal", "decimal", "uneven"])
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 70, 300])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_order_is_megatrons_bit_for_bit(kind, count, compiled, monkeypatch):
-    if not compiled:
-        monkeypatch.setattr(blend_compiled, "compiled", lambda: None)
-    elif blend_compiled.compiled() is None:
-        pytest.skip("numba is not installed")
+def test_order_is_megatrons_bit_for_bit(kind, count, monkeypatch):
     monkeypatch.setattr(blend_module, "BLOCK", 700)
     shares = _shares(kind, count)
     order, within = _megatron_order(shares, 4000)
@@ -54,30 +49,27 @@ def test_order_is_megatrons_bit_for_bit(kind, count, compiled, monkeypatch):
         assert np.array_equal(blend.counts_before(k), want)
 
 
-@pytest.mark.parametrize("count", [5, 70, 300])
-def test_the_compiled_loops_are_right_as_plain_python_too(count, monkeypatch):
-    """So that they are tested where numba is not installed."""
-    loops = blend_compiled.scan, blend_compiled.look_ahead
-    monkeypatch.setattr(blend_compiled, "compiled", lambda: loops)
-    for kind in ("equal", "decimal", "uneven"):
-        shares = _shares(kind, count)
-        order, before = np.empty(2000, dtype=np.int16), np.empty(2000, dtype=np.int64)
-        counts = np.zeros(count, dtype=np.int64)
-        for first in (0, 500, 1000, 1500):
-            part = slice(first, first + 500)
-            assert blend_compiled.fill_order(shares, counts, first, order[part], before[part])
-        want = _megatron_order(shares, 2000)
-        assert np.array_equal(order, want[0]) and np.array_equal(before, want[1])
-        assert np.array_equal(counts, np.bincount(order, minlength=count))
-
-
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.25, 1 / 3, 0.999, 1e-6, 0.7])
-def test_two_sources_in_closed_form_are_the_rule(share):
+def test_two_sources_are_megatrons_over_several_blocks(share):
     shares = np.array([1 - share, share])
-    order, before = np.empty(100_000, dtype=np.int16), np.empty(100_000, dtype=np.int64)
-    assert blend_module.two_sources(shares, 0, order, before)
-    want = _megatron_order(shares, 100_000)
-    assert np.array_equal(order, want[0]) and np.array_equal(before, want[1])
+    blend = Blend(shares)
+    order, within = (np.concatenate(both) for both in zip(blend.block(0), blend.block(1)))
+    want = _megatron_order(shares, len(order))
+    assert np.array_equal(order, want[0]) and np.array_equal(within, want[1])
+
+
+def test_the_threshold_is_moved_both_ways_and_changes_nothing(monkeypatch):
+    """Most classes start near, then few are: the plain function, with its constants made small."""
+    monkeypatch.setattr(blend_order, "compiled", lambda loop: loop)
+    monkeypatch.setattr(blend_order, "FEW", 2)
+    monkeypatch.setattr(blend_order, "MANY", 3)
+    monkeypatch.setattr(blend_order, "RING", 8)
+    for kind in ("decimal", "uneven"):
+        shares = _shares(kind, 70)
+        order, before = np.empty(1500, dtype=np.int16), np.empty(1500, dtype=np.int64)
+        blend_order.fill_order(shares, np.zeros(70, dtype=np.int64), 0, order, before)
+        want = _megatron_order(shares, 1500)
+        assert np.array_equal(order, want[0]) and np.array_equal(before, want[1])
 
 
 def test_any_block_may_be_asked_for_first(monkeypatch):
@@ -102,3 +94,13 @@ def test_ramp_gives_each_source_its_integral(power):
 def test_mean_share_of_a_linear_ramp_is_its_middle():
     blend = Blend(np.array([0.9, 0.1]), shares_end=np.array([0.7, 0.3]), samples=10000)
     assert blend.counts_before(10000)[1] == pytest.approx(2000, abs=1)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 0.5])
+def test_a_ramp_read_on_from_its_middle_keeps_its_shape(power):
+    ramp = {"shares_end": np.array([0.6, 0.4]), "samples": 5000, "ramp_power": power}
+    whole = Blend(np.array([1.0, 0.0]), **ramp)
+    rest = Blend(np.array([1.0, 0.0]), begun=2000, **ramp)
+    for k in (100, 1000, 3000, 4000):
+        want = whole.counts_before(2000 + k) - whole.counts_before(2000)
+        assert rest.counts_before(k) == pytest.approx(want, abs=2)
