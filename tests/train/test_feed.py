@@ -42,7 +42,7 @@ def test_text_that_changed_since_a_checkpoint_is_refused_within_its_phase(tmp_pa
 
 def test_a_token_that_the_model_has_no_row_for_is_named(tmp_path):
     feed, phase = _feed(_corpus(tmp_path / "web", token=100))
-    with pytest.raises(ValueError, match="samples 0 to 1 hold token 100, which is out of the voc"):
+    with pytest.raises(ValueError, match="samples 0 to 1 hold token 100 outside the vocab"):
         next(feed.step(phase, TrainState(), global_batch_size=4)())
     fine = {"tokens": torch.tensor([[3, 99]]), "labels": torch.tensor([[99, 7]])}
     check_ids(fine, range(1), vocab_size=100)
