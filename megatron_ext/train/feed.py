@@ -79,9 +79,9 @@ def check_ids(batch: Mapping[str, torch.Tensor | None], numbers: range, *, vocab
         assert ids is not None
         if (largest := int(ids.max())) >= vocab_size:
             raise ValueError(
-                f"samples {numbers.start} to {numbers.stop - 1} hold token {largest}, which is out "
-                f"of the vocabulary of model.vocab_size={vocab_size}: the text was prepared with "
-                f"another tokenizer."
+                f"samples {numbers.start} to {numbers.stop - 1} hold token {largest} outside the "
+                f"vocabulary of model.vocab_size={vocab_size}: the text was prepared with another "
+                f"tokenizer."
             )
 
 
