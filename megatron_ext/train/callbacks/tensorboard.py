@@ -19,6 +19,7 @@ SCALARS = (
     "global_batch_size",
     "seq_length",
 )
+COUNTS = ("tokens", "documents", "epochs", "skipped_windows")
 
 
 class TensorBoard(Callback):
@@ -48,13 +49,22 @@ class TensorBoard(Callback):
             self._add({f"gradient_share/{name}": share for name, share in shares.items()}, step)
 
     def after_evaluation(self, trainer: "Trainer", losses: dict[str, float]) -> None:
-        """One curve a domain, and what each source has given."""
+        """One curve a domain."""
         if self.writer is None:
             return
         step = trainer.state.step
         self._add({f"validation/{domain}": loss for domain, loss in losses.items()}, step)
-        booked = {f"ledger/{name}": line["tokens"] for name, line in trainer.ledger().items()}
-        self._add(booked, step)
+        self._book(trainer)
+
+    def after_save(self, trainer: "Trainer", path: Path) -> None:
+        """What each source has given: also in a run that validates on nothing."""
+        if self.writer is not None:
+            self._book(trainer)
+
+    def _book(self, trainer: "Trainer") -> None:
+        ledger = trainer.ledger()
+        booked = {f"ledger_{c}/{s}": line[c] for s, line in ledger.items() for c in COUNTS}
+        self._add(booked, trainer.state.step)
         self.writer.flush()
 
     def _add(self, values: dict[str, float], step: int) -> None:
