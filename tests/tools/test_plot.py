@@ -7,7 +7,7 @@ import pytest
 from launch.compose import compose, save
 from tools import curves, plot
 
-WORDS = ["model=llama_tiny", "phases=[{tokens:4096}]", "data.synthetic=true"]
+WORDS = ["name=x", "model=llama_tiny", "phases=[{tokens:4096}]", "data.synthetic=true"]
 
 
 def run(folder, *words):
