@@ -30,8 +30,21 @@ def lines(state: State) -> list[str]:
     if state.excluded:
         text.append(f"  set aside: {', '.join(state.excluded)}")
     text += [f"  {line}" for line in state.slow]
+    text += _ledger(state)
     text += [f"  {attempt['line']}" for attempt in state.attempts[-20:]]
     return ["".join(c if c.isprintable() else "?" for c in line) for line in text]
+
+
+def _ledger(state: State) -> list[str]:
+    """One line a source: what it had given when the newest checkpoint was written."""
+    if not state.ledger:
+        return []
+    width = max(map(len, state.ledger))
+    return [f"  consumed by step {state.saved_step}:"] + [
+        f"    {name:{width}s} {line['tokens']:>15,} tokens {line['documents']:>11,} documents "
+        f"{line['epochs']:8.3f} epochs {line['skipped_windows']:>6,} windows skipped"
+        for name, line in state.ledger.items()
+    ]
 
 
 def _span(seconds: float) -> str:

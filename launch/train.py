@@ -12,6 +12,7 @@ What can be chosen:
 import argparse
 import logging
 import os
+import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -39,12 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, refuse, train. Exit codes: 0 finished or stopped as asked, 2 refused, 1 failed."""
     args = _arguments(argv)
     runs = compose.sweep(args.overrides) if args.multirun else [args.overrides]
-    worst = 0
+    worst, folders = 0, []
     for number, overrides in enumerate(runs):
         job = _job(args, overrides)
         if args.multirun:
             job.name, job.run_dir = f"{job.name}-{number}", f"{job.folder()}-{number}"
             print(f"run {number + 1} of {len(runs)}: {' '.join(overrides)} -> {job.folder()}")
+            folders.append(job.folder())
         if args.cfg:
             print(compose.dump(job), end="")
             continue
@@ -52,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         outcome = read_outcome(Path(job.folder()))
         if outcome is not None and outcome.word == "stopped":
             break  # whoever stopped this run does not want the next one
+    if len(folders) > 1 and not args.cfg:
+        print(f"side by side: python -m tools.plot {shlex.join(folders)}")
     return worst
 
 

@@ -9,7 +9,7 @@ from launch import scheduler
 from megatron_ext.resilience import attempts
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.outcome import read_outcome
-from megatron_ext.resilience.progress import last_metrics, newest_step
+from megatron_ext.resilience.progress import booked, last_metrics, newest_step
 from megatron_ext.resilience.stragglers import known
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"}
@@ -37,6 +37,9 @@ class State:
     eta_seconds: float | None = None
     last_sign_seconds: float | None = None
     """Age of the newest line of metrics.jsonl."""
+
+    ledger: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Tokens, documents, epochs and skipped windows of each source at ``saved_step``."""
 
     excluded: list[str] = field(default_factory=list)
     slow: list[str] = field(default_factory=list)
@@ -90,6 +93,7 @@ def look(run_dir: Path) -> State:
     if metrics:
         state.last_sign_seconds = time.time() - (run_dir / "metrics.jsonl").stat().st_mtime
     _forecast(state, run_dir, metrics)
+    state.ledger = booked(run_dir)
     state.excluded = sorted({node for a in past for node in a.excluded})
     state.slow = [s.line() for s in known(run_dir, attempt=past[-1].attempt if past else "")]
     state.attempts = [asdict(a) | {"line": a.line()} for a in past]

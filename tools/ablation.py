@@ -10,11 +10,12 @@ not run again. The spread over seeds says how much of a difference is noise.
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launch.cli import refusing
+from tools import curves
 
 QUALITY = (
     "phases.1.mixture={zh-web: 0.2267, zh-curated: 0.1911, en-web: 0.2833, en-curated: 0.2389, "
@@ -28,15 +29,17 @@ PURE = (
     "phases.1.mixture={zh-web: 0.2267, zh-curated: 0.1911, en-web: 0.2833, en-curated: 0.2389, "
     "code: 0.06, instruct: 0.0}"
 )
-# 36 against 9 layers in small: four times the depth at half the width, 1,769,472 weights each.
-# Both widths are a 16th of the published arms', so rates and initial weights grow by sqrt(16).
-SIXTEENTH = ["model.init_method_std=0.04", "optimizer.lr=8e-4", "optimizer.min_lr=2e-5"]
+# 36 against 9 layers in small: four times the depth at half the width, 331,776 weights each. Depths
+# are a third and widths a 32nd of our full-size arms': rates and initial weights grow by sqrt(32).
+SMALL = ["model.init_method_std=0.0566", "optimizer.lr=1.131e-3", "optimizer.min_lr=2.83e-5"]
+# The domains that every arm reads from its first phase on: the mean loss is over these.
+GENERAL = ("zh-gov", "zh-reference", "en-web", "en-encyclopaedia", "code")
 
 
 def _shape(layers: int, width: int) -> list[str]:
     size = {"num_layers": layers, "hidden_size": width, "num_attention_heads": width // 16}
     size["ffn_hidden_size"] = width * 8 // 3
-    return [*(f"model.{key}={value}" for key, value in size.items()), *SIXTEENTH]
+    return [*(f"model.{key}={value}" for key, value in size.items()), *SMALL]
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class Ablation:
 
     arms: dict[str, list[str]]
     published: str
+    recipe: str = ""
+    """Below conf/recipe/ablation; empty takes the ablation's own name."""
+
     rates: bool = False
     """The arms name published rates, to be scaled as the recipe's own rate is."""
 
@@ -58,7 +64,7 @@ ABLATIONS = {
         published="S0: better with it; its gradient norm is higher and climbs less",
     ),
     "depth": Ablation(
-        arms={"deep": _shape(16, 96), "shallow": _shape(4, 192)},
+        arms={"deep": _shape(12, 48), "shallow": _shape(3, 96)},
         published="S0: 36 layers beat 9 at equal non-embedding parameters",
     ),
     "lr": Ablation(
@@ -67,7 +73,12 @@ ABLATIONS = {
         rates=True,
     ),
     "schedule": Ablation(
-        arms={name: [f"phases.0.schedule.name={name}"] for name in ("cosine", "linear", "wsd")},
+        # On the recipe of schedule_data, so that arms of both can be compared.
+        recipe="schedule_data",
+        arms={
+            name: [f"phases.0.schedule.name={name}", UNCHANGED]
+            for name in ("cosine", "linear", "wsd")
+        },
         published="S0: they meet at the end; WSD is higher while stable and falls fast",
     ),
     "schedule_data": Ablation(
@@ -94,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("name", choices=list(ABLATIONS))
     parser.add_argument("overrides", nargs="*", help="dotted.key=VALUE for every arm")
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="length of every arm")
+    parser.add_argument("--tokens", type=int, default=300_000, help="length of every arm")
     parser.add_argument("--seeds", type=int, default=1, help="runs per arm")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     args = parser.parse_intermixed_args(argv)
@@ -102,20 +113,43 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"--tokens={args.tokens} and --seeds={args.seeds} must be at least 1.")
 
     ablation, folder = ABLATIONS[args.name], args.out / args.name
-    runs: dict[str, list[list[dict[str, Any]]]] = {}
-    for arm, overrides in ablation.arms.items():
+    runs: dict[str, list[curves.Records]] = {}
+    for arm in ablation.arms:
         for seed in range(args.seeds):
-            words = [f"recipe=ablation/{args.name}", "scale=proxy", f"scale.tokens={args.tokens}"]
-            own = _scaled(words, overrides) if ablation.rates else overrides
             run_dir = folder / f"{arm.replace(' ', '_')}-{seed}"
-            more = [f"seed={1234 + seed}", *own, *args.overrides]
+            words = words_of(args.name, arm, tokens=args.tokens)
+            more = [f"seed={1234 + seed}", f"run_dir={run_dir}", *args.overrides]
             runs.setdefault(arm, []).append(_run(run_dir, [*words, *more]))
     print(table(runs))
     print(f"published: {ablation.published}")
     picture = folder / f"{args.name}.png"
-    draw(args.name, runs, picture)
+    title = f"{args.name}; published: {ablation.published}"
+    curves.draw(runs, picture, title=title, domains=GENERAL)
     print(picture)
     return 0
+
+
+def words_of(name: str, arm: str, *, tokens: int) -> list[str]:
+    """The words that launch.train is given for one arm.
+
+    The published warmup is unknown. The recipes' own, 0.4 % of the run, is less than one step of
+    so short a run, so 5 % are given.
+    """
+    ablation = ABLATIONS[name]
+    recipe = f"recipe=ablation/{ablation.recipe or name}"
+    shared = [recipe, "scale=ablation", f"scale.tokens={tokens}"]
+    own = ablation.arms[arm]
+    if ablation.rates:
+        own = _scaled(shared, own)
+    return [
+        *shared,
+        *own,
+        f"phases.0.schedule.warmup_tokens={tokens // 20}",
+        "logging.interval_steps=2",
+        "logging.progress_interval_steps=10",
+        "evaluation.interval_steps=25",
+        "checkpoint.interval_steps=1000000",
+    ]
 
 
 def _scaled(words: list[str], overrides: list[str]) -> list[str]:
@@ -127,19 +161,18 @@ def _scaled(words: list[str], overrides: list[str]) -> list[str]:
     return [f"{key}={float(value) * factor}" for key, value in pairs]
 
 
-def _run(run_dir: Path, words: list[str]) -> list[dict[str, Any]]:
+def _run(run_dir: Path, words: list[str]) -> curves.Records:
     """The metrics of one arm, which is run if it has not finished.
 
     Raises:
-        ValueError: the run did not finish.
+        ValueError: the run did not finish, or the folder holds a run of other settings.
     """
+    from launch.compose import compose, load
     from megatron_ext.resilience.outcome import read_outcome
     from megatron_ext.train.read_metrics import read
 
     done = read_outcome(run_dir) if run_dir.exists() else None
     if done is None or done.word != "finished":
-        steps = ["logging.interval_steps=2", "evaluation.interval_steps=25"]
-        words = [*words, *steps, f"run_dir={run_dir}", "checkpoint.interval_steps=1000000"]
         command = [sys.executable, "-m", "launch.train", *words]
         print(f"{run_dir}: {' '.join(command[1:])}", flush=True)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -147,69 +180,57 @@ def _run(run_dir: Path, words: list[str]) -> list[dict[str, Any]]:
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
         if code:
             raise ValueError(f"{run_dir} ended with {code}: see {run_dir / 'arm.log'}")
+    elif found := curves.differences(load(run_dir / "config.yaml"), compose(words)):
+        raise ValueError(
+            f"{run_dir} holds a finished run with {found[0].key}={found[0].stored}, and "
+            f"{found[0].asked} is asked for: give another --out, or delete it."
+        )
     return read(run_dir / "metrics.jsonl")
 
 
-def last_loss(records: list[dict[str, Any]]) -> float:
-    """Mean training loss of the last tenth of the steps."""
-    losses = [r["loss"] for r in records if "loss" in r]
-    tail = losses[-max(len(losses) // 10, 1) :]
-    return sum(tail) / len(tail)
-
-
-def validation(records: list[dict[str, Any]]) -> list[tuple[int, float]]:
-    """Unweighted mean over domains of the validation loss, by tokens."""
-    scored = [r for r in records if "validation" in r]
-    return [(r["tokens"], sum(r["validation"].values()) / len(r["validation"])) for r in scored]
-
-
-def table(runs: dict[str, list[list[dict[str, Any]]]]) -> str:
-    """One line an arm: final losses (mean over seeds, and their range), every domain."""
-    lines = []
+def table(runs: dict[str, list[curves.Records]]) -> str:
+    """Markdown, one row an arm: means over seeds at the end, and the range of the first column."""
+    domains = sorted(_final(next(iter(runs.values()))[0]))
+    heads = ["arm", "mean of 5", *domains, "training", "gradient norm", "head's share"]
+    rows = [heads, ["---"] * len(heads)]
     for arm, seeds in runs.items():
-        finals = [validation(records)[-1][1] for records in seeds]
-        train = sum(map(last_loss, seeds)) / len(seeds)
-        spread = f" (range {max(finals) - min(finals):.4f})" if len(finals) > 1 else ""
-        mean = sum(finals) / len(finals)
-        lines.append(f"{arm:18s} validation {mean:.4f}{spread}  train, last tenth {train:.4f}")
-        last = [[r for r in records if "validation" in r][-1]["validation"] for records in seeds]
-        domains = {d: sum(v[d] for v in last) / len(last) for d in sorted(last[0])}
-        lines.append("    " + "  ".join(f"{d} {loss:.3f}" for d, loss in domains.items()))
-    return "\n".join(lines)
+        means = [curves.validation(records, GENERAL)[-1][1] for records in seeds]
+        spread = f" (range {max(means) - min(means):.3f})" if len(means) > 1 else ""
+        early, late = (_mean(_tenth(r, "grad_norm", n) for r in seeds) for n in (1, 9))
+        rows.append(
+            [
+                arm,
+                f"{_mean(means):.3f}{spread}",
+                *(f"{_mean(_final(records)[d] for records in seeds):.3f}" for d in domains),
+                f"{_mean(_tenth(records, 'loss', 9) for records in seeds):.3f}",
+                f"{early:.2f} to {late:.2f}",
+                f"{_mean(map(_head_share, seeds)):.0%}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def draw(name: str, runs: dict[str, list[list[dict[str, Any]]]], out: Path) -> None:
-    """Training loss (running mean), mean validation loss and gradient norm over tokens."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(3, 1, figsize=(10, 12), sharex=True, layout="constrained")
-    for arm, colour in zip(runs, matplotlib.colormaps["tab10"].colors):
-        for number, records in enumerate(runs[arm]):
-            style = {"color": colour, "linewidth": 1.2, "alpha": 1.0 if number == 0 else 0.5}
-            steps = [r for r in records if "loss" in r]
-            tokens, label = [r["tokens"] for r in steps], arm if number == 0 else None
-            panels[0].plot(tokens, running([r["loss"] for r in steps]), label=label, **style)
-            panels[1].plot(*zip(*validation(records)), marker=".", **style)
-            panels[2].plot(tokens, running([r["grad_norm"] for r in steps]), **style)
-    labels = ("training loss", "validation loss, mean of domains", "gradient norm")
-    for panel, label in zip(panels, labels):
-        panel.set_ylabel(label)
-        panel.grid(alpha=0.3)
-    panels[0].legend()
-    panels[0].set_title(f"{name}: published: {ABLATIONS[name].published}", fontsize=10)
-    panels[2].set_yscale("log")
-    panels[2].set_xlabel("tokens")
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
 
 
-def running(values: list[float], span: int = 10) -> list[float]:
-    """Mean of the last ``span`` values at each place."""
-    windows = [values[max(i - span + 1, 0) : i + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
+def _final(records: curves.Records) -> dict[str, float]:
+    """The last validation losses by domain."""
+    last: dict[str, float] = [r for r in records if "validation" in r][-1]["validation"]
+    return last
+
+
+def _tenth(records: curves.Records, key: str, number: int) -> float:
+    """Mean of ``key`` over tenth ``number`` (0 to 9) of the logged steps."""
+    values = [r[key] for r in records if key in r]
+    size = max(len(values) // 10, 1)
+    return _mean(values[number * size :] if number == 9 else values[number * size :][:size])
+
+
+def _head_share(records: curves.Records) -> float:
+    """The head's share of the squared gradient norm, mean over the run."""
+    return _mean(r["gradient_share"]["head"] for r in records if "gradient_share" in r)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Draw a run: loss per domain, learning rate and gradient norm over tokens, phases as bands.
 
 python -m tools.plot RUN_DIR [--out picture.png]
+python -m tools.plot RUN_DIR RUN_DIR ...     several runs side by side, named by what differs
 """
 
 import argparse
@@ -14,22 +15,49 @@ BANDS = ("#eef3fa", "#fdf1e3", "#edf7ed", "#f7edf5")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read RUN_DIR/metrics.jsonl and config.yaml, write one PNG."""
+    """Read metrics.jsonl and config.yaml of each run, write one PNG."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.plot",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--out", type=Path, help="default: RUN_DIR/curves.png")
+    parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    parser.add_argument("--out", type=Path, help="default: in the first RUN_DIR")
     parser.add_argument(
         "--level", type=float, action="append", default=[], help="a loss to draw as a dotted line"
     )
     args = parser.parse_args(argv)
-    out = args.out or args.run_dir / "curves.png"
-    draw(args.run_dir, out, levels=args.level)
+    first, *others = args.run_dirs
+    out = args.out or first / ("side_by_side.png" if others else "curves.png")
+    if others:
+        beside(args.run_dirs, out)
+    else:
+        draw(first, out, levels=args.level)
     print(out)
     return 0
+
+
+def beside(run_dirs: list[Path], out: Path) -> None:
+    """One picture of several runs.
+
+    Raises:
+        FileNotFoundError: a folder holds no metrics.
+    """
+    from tools import curves
+
+    metrics = [_metrics(run_dir) for run_dir in run_dirs]
+    runs: dict[str, list[curves.Records]] = {}
+    for label, records in zip(curves.labels(run_dirs), metrics, strict=True):
+        runs.setdefault(label, []).append(records)
+    curves.draw(runs, out, title=", ".join(run_dir.name for run_dir in run_dirs))
+
+
+def _metrics(run_dir: Path) -> list[dict[str, Any]]:
+    from megatron_ext.train.read_metrics import read
+
+    if not (run_dir / "metrics.jsonl").exists():
+        raise FileNotFoundError(f"{run_dir} holds no metrics.jsonl: has this run taken a step?")
+    return read(run_dir / "metrics.jsonl")
 
 
 def draw(run_dir: Path, out: Path, *, levels: list[float]) -> None:
@@ -40,11 +68,8 @@ def draw(run_dir: Path, out: Path, *, levels: list[float]) -> None:
     """
     from launch.compose import load
     from megatron_ext.train.phases import Plan
-    from megatron_ext.train.read_metrics import read
 
-    if not (run_dir / "metrics.jsonl").exists():
-        raise FileNotFoundError(f"{run_dir} holds no metrics.jsonl: has this run taken a step?")
-    records = read(run_dir / "metrics.jsonl")
+    records = _metrics(run_dir)
     plan = Plan.of(load(run_dir / "config.yaml"))
 
     import matplotlib

@@ -12,14 +12,31 @@ TAIL_BYTES = 1 << 16
 
 def newest_step(run_dir: Path) -> int:
     """Steps in the newest whole checkpoint; 0 without one. Contents are not read."""
-    folder = run_dir / "checkpoints"
-    if not folder.is_dir():
-        return 0
-    for path in sorted(folder.glob("step_*"), reverse=True):
-        digits = path.name.removeprefix("step_")
-        if digits.isdigit() and is_complete(path):
-            return int(digits)
-    return 0
+    path = _newest(run_dir)
+    return int(_digits(path)) if path else 0
+
+
+def booked(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """What each source had given when the newest whole checkpoint was written; empty without one.
+
+    Lines as megatron_ext/data/ledger.py writes them: tokens, documents, epochs, skipped_windows.
+    """
+    path = _newest(run_dir)
+    try:
+        state = json.loads((path / "state.json").read_text()) if path else {}
+    except (OSError, ValueError):
+        return {}  # deleted meanwhile by the run, or damaged, which is for loading to say
+    consumed: dict[str, dict[str, Any]] = state.get("consumed", {})
+    return consumed
+
+
+def _newest(run_dir: Path) -> Path | None:
+    found = [path for path in (run_dir / "checkpoints").glob("step_*") if _digits(path).isdigit()]
+    return next((path for path in sorted(found, reverse=True) if is_complete(path)), None)
+
+
+def _digits(path: Path) -> str:
+    return path.name.removeprefix("step_")
 
 
 def last_metrics(run_dir: Path) -> dict[str, Any]:

@@ -1,19 +1,19 @@
 """The ablations compare what they say, and a table reads their runs rightly."""
 
+from pathlib import Path
+
 import pytest
 
-from launch.compose import compose
+from launch.compose import compose, save
 from megatron_ext.check import check_run
 from megatron_ext.plan.parameters import count_parameters
+from megatron_ext.resilience.outcome import Outcome, write_outcome
 from tools import ablation
 
 
 def jobs(name):
-    words = [f"recipe=ablation/{name}", "scale=proxy"]
-    study = ablation.ABLATIONS[name]
-    for arm, overrides in study.arms.items():
-        own = ablation._scaled(words, overrides) if study.rates else overrides
-        job = compose([*words, *own])
+    for arm in ablation.ABLATIONS[name].arms:
+        job = compose(ablation.words_of(name, arm, tokens=300_000))
         check_run(job, world_size=1)
         yield arm, job
 
@@ -47,7 +47,7 @@ def test_arms_differ_only_in_what_is_studied(name, keys):
 
 def test_the_deep_and_the_shallow_arm_have_equal_weights():
     sizes = [count_parameters(job.model).non_embedding_matmul for _, job in jobs("depth")]
-    assert sizes == [1_769_472, 1_769_472]
+    assert sizes == [331_776, 331_776]
 
 
 def test_arms_of_the_rate_keep_their_published_ratio():
@@ -55,25 +55,44 @@ def test_arms_of_the_rate_keep_their_published_ratio():
     assert large / small == pytest.approx(2.5)
 
 
+@pytest.mark.parametrize("name", ablation.ABLATIONS)
+def test_every_arm_is_scored_on_the_text_it_reads_and_warms_up_for_whole_steps(name):
+    for _, job in jobs(name):
+        assert set(ablation.GENERAL) < set(job.data.validation)
+        assert job.phases[0].schedule.warmup_tokens == 15_000
+        read = {Path(job.data.sources[s].path).name for s in job.phases[0].mixture}
+        assert read == set(ablation.GENERAL)
+
+
 def record(step, loss, **more):
-    return {"step": step, "tokens": step * 10, "loss": loss, "grad_norm": 1.0, **more}
+    return {"step": step, "tokens": step * 10, "loss": loss, "grad_norm": 1.0 + step, **more}
+
+
+def scored(zh, other):
+    return {"step": 19, "tokens": 190, "validation": {"zh-gov": zh, "zh-instruct": other}}
 
 
 RUNS = {
     "a": [
-        [record(i, 5 - i / 10) for i in range(20)]
-        + [{"step": 19, "tokens": 190, "validation": {"zh": 3.0, "en": 4.0 + seed}}]
+        [record(i, 5 - i / 10, gradient_share={"head": 0.5}) for i in range(20)]
+        + [scored(zh=3.0 + seed, other=7.0)]
         for seed in (0, 1)
     ]
 }
 
 
-def test_the_table_gives_means_over_seeds_and_their_range():
-    text = ablation.table(RUNS)
-    assert "validation 3.7500 (range 0.5000)  train, last tenth 3.1500" in text
-    assert "en 4.500  zh 3.000" in text
+def test_the_table_gives_means_over_seeds_their_range_and_the_gradient():
+    row = ablation.table(RUNS).splitlines()[2]
+    # The mean is over GENERAL, of which only zh-gov was scored: (3 + 4) / 2.
+    assert row == "| a | 3.500 (range 1.000) | 3.500 | 7.000 | 3.150 | 3.50 to 19.50 | 50% |"
 
 
-def test_the_picture_is_a_png(tmp_path):
-    ablation.draw("norm_head", RUNS, tmp_path / "x.png")
-    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+def test_a_finished_arm_of_another_length_is_refused_and_not_shown(tmp_path):
+    words = [*ablation.words_of("norm_head", "plain head", tokens=300_000), f"run_dir={tmp_path}"]
+    save(compose(words), tmp_path / "config.yaml")
+    write_outcome(tmp_path, Outcome(word="finished"))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert ablation._run(tmp_path, words) == [{"step": 1}]
+    longer = [*ablation.words_of("norm_head", "plain head", tokens=600_000), words[-1]]
+    with pytest.raises(ValueError, match=r"phases.0.tokens=299008.*599\d+ is asked for"):
+        ablation._run(tmp_path, longer)

@@ -21,6 +21,7 @@ SCALARS = (
     "seq_length",
 )
 SOMETIMES = ("slowest_rank", "slowest_ratio")
+COUNTS = ("tokens", "documents", "epochs", "skipped_windows")
 
 HELD_SECONDS = 1.0
 """Records are handed over together: each time wakes the writer's thread, for 0.1 ms."""
@@ -56,13 +57,22 @@ class TensorBoard(Callback):
             self._add({f"gradient_share/{name}": share for name, share in shares.items()}, step)
 
     def after_evaluation(self, trainer: "Trainer", losses: dict[str, float]) -> None:
-        """One curve a domain, and what each source has given."""
+        """One curve a domain."""
         if self.writer is None:
             return
         step = trainer.state.step
         self._add({f"validation/{domain}": loss for domain, loss in losses.items()}, step)
-        booked = {f"ledger/{name}": line["tokens"] for name, line in trainer.ledger().items()}
-        self._add(booked, step)
+        self._book(trainer)
+
+    def after_save(self, trainer: "Trainer", path: Path) -> None:
+        """What each source has given: also in a run that validates on nothing."""
+        if self.writer is not None:
+            self._book(trainer)
+
+    def _book(self, trainer: "Trainer") -> None:
+        ledger = trainer.ledger()
+        booked = {f"ledger_{c}/{s}": line[c] for s, line in ledger.items() for c in COUNTS}
+        self._add(booked, trainer.state.step)
         self._hand_over()
         self.writer.flush()
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launch import compose
+from launch.status import lines
+from launch.truth import look
 from megatron_ext.data.corpus import shipped
 from megatron_ext.data.writer import CorpusWriter
 from megatron_ext.parallel.env import Env
@@ -105,10 +108,21 @@ def test_a_recipe_runs_whole(recipe, corpus, tmp_path):
     assert mixed <= read_from
 
 
-def test_skywork_runs_on_its_two_pipeline_stages(corpus, tmp_path):
-    job, plan, records = fit("skywork_13b/stage2", corpus, tmp_path, ranks=2)
+def test_skywork_runs_on_its_two_pipeline_stages_and_shows_what_it_consumed(corpus, tmp_path):
+    drawn = ("logging.tensorboard=true",)
+    job, plan, records = fit("skywork_13b/stage2", corpus, tmp_path, ranks=2, more=drawn)
     assert job.parallel.pipeline_model_parallel_size == 2
     assert len(records) == plan.steps
+    ledger = json.loads((tmp_path / "ledger.json").read_text())
+    assert any(line["tokens"] and line["documents"] for line in ledger.values())
+    state = look(tmp_path)
+    assert state.ledger == ledger and state.saved_step == plan.steps
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for source, line in ledger.items():
+        assert f"{line['tokens']:,} tokens" in next(t for t in lines(state) if source in t)
+        for count in ("tokens", "documents", "epochs", "skipped_windows"):
+            last = events.Scalars(f"ledger_{count}/{source}")[-1]
+            assert (last.step, last.value) == (plan.steps, pytest.approx(line[count]))
 
 
 def test_the_batch_of_yi_9b_grows_on_plateaus_and_stays_grown_in_the_next_stage(corpus, tmp_path):
