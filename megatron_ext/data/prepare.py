@@ -142,6 +142,9 @@ def _workers(how: Preparation) -> Iterator[Callable]:
         return
     with multiprocessing.get_context("fork").Pool(how.workers) as pool:
         yield pool.imap
+        # Workers leave by themselves: ended by signal, one could be replaced while it is joined.
+        pool.close()
+        pool.join()
 
 
 def encode_chunk(chunk: Chunk) -> Encoded:
