@@ -41,6 +41,7 @@ def _fork(rank: int, count: int, main: Callable[[], int]) -> int:
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(count)
     )
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever started us may have ignored it
     code = 1
     try:
         code = main()

@@ -58,10 +58,6 @@ def _check_intervals(run: RunConfig) -> None:
 def _check_phase(run: RunConfig, phase: Phase, data_parallel_size: int) -> None:
     key = f"phases.{phase.index}"
     check_words(key, phase.config)
-    for name in ("seq_length", "global_batch_size"):
-        value = getattr(phase.config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{key}.{name}={value} must be at least 1, or null for the run's own.")
     if not 1 < phase.rotary_base < math.inf:
         own = phase.config.rotary_base is not None
         raise ValueError(

@@ -132,4 +132,6 @@ def _check_sizes(index: int, config: PhaseConfig, run: RunConfig) -> None:
         sizes[f"{key}.batch_steps.{number}.global_batch_size"] = step.global_batch_size
     for name, size in sizes.items():
         if size is not None and size < 1:
-            raise ValueError(f"{name}={size} must be at least 1.")
+            inherits = name in (f"{key}.seq_length", f"{key}.global_batch_size")
+            way_out = ", or null for the run's own" if inherits else ""
+            raise ValueError(f"{name}={size} must be at least 1{way_out}.")

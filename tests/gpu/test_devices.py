@@ -53,6 +53,25 @@ def test_the_measured_matmul_rate_lies_below_the_published_peak(record: Any) -> 
     assert dense_peak_flops("fp32") < published
 
 
+def test_one_gpu_is_fit_and_a_rate_above_its_own_is_not(tmp_path: Path, record: Any) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from launch.cluster_config import ClusterConfig
+    from launch.health_together import check_together
+    from megatron_ext.devices import device
+
+    place = device.current().torch_device(0)
+    dist.init_process_group("nccl", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        assert check_together(ClusterConfig(min_device_tflops=1.0), place) == ({}, "")
+        bad, _ = check_together(ClusterConfig(min_device_tflops=1e6), place)
+    finally:
+        dist.destroy_process_group()
+    assert "below cluster.min_device_tflops=1e+06" in bad[0]
+    record("device", health=bad[0], torch=torch.__version__)
+
+
 @pytest.mark.rehearsed
 def test_a_run_opens_with_the_paths_it_takes(record: Any) -> None:
     text = script("one_model", "open", "auto", "bf16")

@@ -225,6 +225,7 @@ def test_a_lost_connection_that_is_heard_of_first_is_still_an_echo() -> None:
     council = Council(2, 10.0, 0.0)
     status = {"generation": 0, "alive": True, "code": None, "step": 7, "count": 20}
     status |= {"section": "step", "overdue": 0.0, "process": "S", "error": "", "collective": True}
+    status |= {"calls": 3, "call": "", "frame": "", "unfit": ""}
     for rank in range(2):
         council.hear(rank, {**status, "host": f"n{rank}"}, 0.0)
     council.tick(0.0)

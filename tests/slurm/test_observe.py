@@ -10,7 +10,8 @@ from tools.drills.cluster import Cluster, Run, missing
 from tools.drills.lab import INTERVAL, Lab, damaged, left_behind
 
 pytestmark = pytest.mark.slurm
-STEPS = 2 * INTERVAL
+STEPS = 30 * INTERVAL
+SLOWLY = "watch.drill=[{kind:late,rank:0,step:0,times:1}]"  # a step of the first attempt: 0.05 s
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def _observe(run: Run, *, seconds: float) -> str:
     ("number", "cause"), [(signal.SIGSTOP, "hang"), (signal.SIGKILL, "scheduler")]
 )
 def test_a_job_with_nobody_left_to_watch_it_goes_on(lab: Lab, number: int, cause: str) -> None:
-    run = lab.run(f"signal{int(number)}", steps=STEPS).submit()
+    run = lab.run(f"signal{int(number)}", SLOWLY, steps=STEPS).submit()
     run.wait_step(INTERVAL + 1, seconds=400)
     assert run.cluster.python("launch.observe", str(run.folder), "--once").returncode == 0
     _send(run, number)

@@ -150,7 +150,7 @@ def _disk_full_on_one_rank(folder, background):
         pending = begin(folder, **training.what(), staging=Staging() if background else None)
         pending.finish()
     assert failure.value.errno == errno.EFBIG
-    assert time.perf_counter() - start < 5.0
+    assert time.perf_counter() - start < 30.0  # nobody waits for a collective to time out
     if env().rank == 0:
         assert os.listdir(folder) == [STEP_1]
     assert folders.damage(good) is None
