@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from tools.drills.cluster import Run
@@ -117,38 +116,6 @@ def time_limit(lab: Lab, name: str) -> list[str]:
     run.wait_truth("finished", "given up")
     run.wait_gone()
     return wrong + lab.check(run, steps=LONG)
-
-
-def clock_jumps(lab: Lab, name: str) -> list[str]:
-    """The clock that all ranks read goes an hour ahead and then two back; nothing is restarted."""
-    library = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-    if not library.exists():
-        return ["libfaketime is not installed: apt-get install libfaketime"]
-    clock = lab.folder / f"{name}.clock"
-    clock.write_text("+0\n")
-    fake = {
-        "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    run = lab.run(name, f"cluster.export=[{','.join(fake)}]", steps=LONG)
-    before = lab.cluster.environ
-    lab.cluster.environ = before | fake
-    try:
-        run.submit()
-    finally:
-        lab.cluster.environ = before
-    for step, offset in ((LONG // 8, "+3600"), (LONG // 2, "-3600")):
-        run.wait_step(step)
-        clock.write_text(f"{offset}\n")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    wrong = lab.check(run, steps=LONG)
-    if len(run.attempts()) != 1 or run.events():
-        wrong.append(f"E: restarted for a clock: {run.events()}")
-    hours = {line.split()[1][:2] for line in run.log().splitlines() if " rank0 phase0 step" in line}
-    return wrong + ([] if len(hours) >= 3 else [f"the clock did not jump: {hours}"])
 
 
 def cancelled(lab: Lab, name: str) -> list[str]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from tools.drills.cluster_faults import (
     cancelled,
     chain_stopped,
-    clock_jumps,
     controller_away,
     cut,
     drained,
@@ -104,5 +103,4 @@ ROWS = [
     Row("53", "a kill every two checkpoints, eight times", often_with_progress),
     Row("54", "two causes in turn", alternating),
     Row("55", "wrong configuration", wrong_config),
-    Row("58", "clock an hour ahead, then behind", clock_jumps),
 ]
