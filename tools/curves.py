@@ -90,7 +90,7 @@ def draw(
     panels[2].set_yscale("log")
     panels[3].set_ylim(0, 1)
     panels[-1].set_xlabel("tokens")
-    figure.savefig(out, dpi=72)
+    figure.savefig(out, dpi=62, pil_kwargs={"optimize": True})
     plt.close(figure)
 
 

@@ -114,7 +114,7 @@ def test_skywork_runs_on_its_two_pipeline_stages_and_shows_what_it_consumed(corp
     assert job.parallel.pipeline_model_parallel_size == 2
     assert len(records) == plan.steps
     ledger = json.loads((tmp_path / "ledger.json").read_text())
-    assert any(line["tokens"] and line["documents"] for line in ledger.values())
+    assert sum(line["tokens"] > 0 for line in ledger.values()) > 1
     state = look(tmp_path)
     assert state.ledger == ledger and state.saved_step == plan.steps
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
