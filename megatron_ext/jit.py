@@ -16,9 +16,9 @@ def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     Maxima may be taken in any order (no NaN, and zeros of both signs alike); sums and products may
     not, so that every result is the plain function's bit for bit.
     """
-    from numba import njit  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    from numba import njit
 
-    how = {"fastmath": {"nnan", "nsz"}, "error_model": "numpy", "nogil": True}
+    how: dict[str, Any] = {"fastmath": {"nnan", "nsz"}, "error_model": "numpy", "nogil": True}
     try:
         made: Callable[..., Any] = njit(cache=True, **how)(loop)
     except RuntimeError:  # neither the package's folder nor the user's can be written
