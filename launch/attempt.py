@@ -21,7 +21,7 @@ from launch.step_words import step_words
 from megatron_ext.atomic import write_text
 from megatron_ext.checkpoint.resumable import check_resumable
 from megatron_ext.resilience import attempts, lease
-from megatron_ext.resilience.outcome import Outcome, clear_outcome, write_outcome
+from megatron_ext.resilience.outcome import Outcome, clear_outcome, read_outcome, write_outcome
 from megatron_ext.resilience.progress import newest_step
 from megatron_ext.resilience.stop import stop_file
 
@@ -78,7 +78,9 @@ def begin(words: list[str], environ: Mapping[str, str]) -> Path:
         check_allocation(job, environ)
         check_resumable(job)
     except ValueError as refusal:
-        write_outcome(run_dir, Outcome(word="refused", cause=str(refusal)))
+        past = attempts.history(run_dir)
+        if read_outcome(run_dir) is None and (not past or past[-1].ended is not None):
+            write_outcome(run_dir, Outcome(word="refused", cause=str(refusal)))
         raise
     save(job, run_dir / "config.yaml")
     (run_dir / "logs").mkdir(mode=0o700, exist_ok=True)

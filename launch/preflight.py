@@ -187,8 +187,8 @@ def check_all(job: "JobConfig", *, data: bool = True, real: bool = True) -> Iter
     checks += [("positions", check_positions), ("placement", check_placement)]
     if data:
         checks += [("data", check_data), ("tokenizer", check_tokenizer), ("disk", check_disk)]
-        checks += [("parent", check_parent)]
-    checks += [("checkpoint", check_checkpoint), ("memory and time", check_memory)]
+    checks += [("parent", check_parent), ("checkpoint", check_checkpoint)]
+    checks += [("memory and time", check_memory)]
     if real:
         checks += [("dry run", check_dry_run)]
     sound = True

@@ -20,8 +20,10 @@ def queue_again(run_dir: Path, overrides: list[str], *, dry_run: bool = False) -
     from launch import compose
     from launch.after_attempt import set_aside
     from launch.sbatch import sbatch_command
-    from launch.site import asked_nodes
+    from launch.site import asked_nodes, world_size
     from launch.submit import submit
+    from megatron_ext.check import check_run
+    from megatron_ext.checkpoint.resumable import check_resumable
     from megatron_ext.resilience.stop import stop_file
 
     job = compose.override(compose.load(run_dir / "config.yaml"), overrides)
@@ -31,8 +33,10 @@ def queue_again(run_dir: Path, overrides: list[str], *, dry_run: bool = False) -
     if dry_run:
         print(shlex.join(sbatch_command(job, run_dir.absolute())))
         return
-    stop_file(run_dir).unlink(missing_ok=True)
+    check_run(job, world_size=world_size(job))
+    check_resumable(job)
     submit(job, dry_run=False, test_only=False)
+    stop_file(run_dir).unlink(missing_ok=True)
 
 
 def main() -> int:

@@ -95,7 +95,7 @@ def start(job: JobConfig) -> int:
         # Ranks of a launcher open the data themselves, before the model.
         corpora = None if launched else open_corpora(job, plan)
     except ValueError as refusal:
-        if env.rank == 0:
+        if env.rank == 0 and env.attempt:  # a local folder may hold a run that lives or has ended
             _refuse(job, str(refusal))
         raise
     run_dir = Path(job.folder())

@@ -142,6 +142,11 @@ def compare(scored: "list[tuple[Curve, np.ndarray]]", *, trained: int, length: i
     """The curves with their means past ``trained``, each held against the last."""
     bins = scored[0][1].shape[1]
     first = -(-trained * bins // length)
+    if first >= bins:
+        raise ValueError(
+            f"--trained={trained} lies in the last of --bins={bins} bins of {length // bins} "
+            f"tokens: nothing is past it; give more --bins or a longer --length."
+        )
     last = scored[-1][1][:, first:].mean(1)
     for curve, losses in scored:
         mean = losses[:, first:].mean(1)

@@ -38,6 +38,7 @@ def main() -> None:
     searching = chosen.overrides[0] == "search"
     from launch.compose import compose
     from launch.site import site
+    from megatron_ext.check import check_run
     from megatron_ext.plan import picture, report
     from megatron_ext.plan.layout import Shape
     from megatron_ext.plan.search import search
@@ -56,8 +57,8 @@ def main() -> None:
         best = (found.ranked or found.out_of_memory)[0]
         data = report.search_data(job, found, where, max(chosen.top, 1000))
     else:
-        job.model.check(job.parallel)
-        job.parallel.check()
+        job.slurm.check()
+        check_run(job, world_size=where.gpus)
         best = judge_run(job, where)
         run = whole(job, best, where)
         print(report.text(job, best, run, where))

@@ -59,6 +59,8 @@ def outputs(options: argparse.Namespace) -> dict[Path, list[Path]]:
         if not path.is_file():
             raise ValueError(f"inputs: {path} is not a file.")
     if options.merge:
+        if Path(options.merge).name != options.merge:
+            raise ValueError(f"--merge={options.merge} must be a name, without a folder.")
         return {options.out / options.merge: options.inputs}
     found: dict[Path, list[Path]] = {}
     for path in options.inputs:

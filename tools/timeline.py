@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--no-picture", action="store_true", help="print the table only")
     args = parser.parse_intermixed_args(argv)
+    if args.trained is not None and args.trained < 1:
+        raise ValueError(f"--trained={args.trained} must be at least 1 token.")
 
     from launch import compose
     from megatron_ext.optim.schedule import check_schedules

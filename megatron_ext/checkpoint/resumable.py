@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_ext.checkpoint.diff import Difference, refuse, resume_diff
 from megatron_ext.checkpoint.folder import candidates, describe, is_complete
+from megatron_ext.digest import sha256_of
 
 if TYPE_CHECKING:
     from megatron_ext.config import RunConfig
@@ -39,12 +40,12 @@ def differences(path: Path, run: "RunConfig", *, resuming: bool = True) -> list[
 def check_resumable(run: "RunConfig") -> None:
     """Refuse a configuration that the newest whole checkpoint of its run folder cannot take.
 
-    Files are only looked at by size here: loading verifies every byte, and decides again.
+    Of the files only this configuration is read: loading verifies every byte, and decides again.
 
     Raises:
         ValueError: naming the field, both values and the reason.
     """
     for path in candidates(Path(run.folder()) / "checkpoints"):
-        if is_complete(path):
+        if is_complete(path) and sha256_of(path / RUN) == describe(path)["files"][RUN]["sha256"]:
             refuse(differences(path, run))
             return

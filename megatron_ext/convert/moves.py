@@ -1,6 +1,5 @@
 """A conversion as a list: every Megatron tensor, layer by layer, and the rows it is made of."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
@@ -138,10 +137,3 @@ def same(a: Stored, b: Stored, *, block: int = 64 << 20) -> bool:
         if not torch.equal(left.view(torch.uint8), right.view(torch.uint8)):
             return False
     return True
-
-
-def largest_bytes(plan: Iterable[Move], itemsize: int) -> int:
-    """Bytes of the largest tensor of a conversion: what its peak memory is measured against."""
-    from math import prod
-
-    return max(prod(move.shape) * itemsize for move in plan)

@@ -42,6 +42,8 @@ class Setting:
             one = cls(method, float(factor or 1))
         except ValueError as error:
             raise ValueError(f"--rope {word}: {factor} is no number; write {method}=8.") from error
+        if method != "as_trained" and not factor:
+            raise ValueError(f"--rope {word} needs a factor: write {method}=8.")
         if not 1 <= one.factor < float("inf"):
             raise ValueError(f"--rope {word}: the factor must be at least 1.")
         if method == "as_trained" and factor:

@@ -19,9 +19,12 @@ def held(run_dir: Path) -> Iterator[None]:
     """Keep ``run_dir`` to this process and the forks it makes inside.
 
     Raises:
-        ValueError: another process trains there; it is named.
+        ValueError: another process trains there; it is named. Or the lock is a link.
     """
-    handle = os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        handle = os.open(run_dir / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ValueError(f"{run_dir / NAME} cannot be opened: {error.strerror}.") from error
     try:
         _take(handle, run_dir)
         yield

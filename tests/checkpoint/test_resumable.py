@@ -45,13 +45,22 @@ def test_an_unfinished_newer_checkpoint_does_not_decide(tmp_path):
     check_resumable(_job(tmp_path))
 
 
+def test_a_damaged_newer_checkpoint_does_not_decide(tmp_path):
+    _checkpoint(tmp_path, 8)
+    run = _checkpoint(tmp_path, 16) / RUN
+    run.write_text(run.read_text().replace('"num_layers": 4', '"num_layers": 9', 1))
+    check_resumable(_job(tmp_path))
+
+
 def test_a_refused_start_leaves_the_run_as_it_was(tmp_path):
     _checkpoint(tmp_path, 8)
     (tmp_path / "config.yaml").write_text("as it was\n")
+    (tmp_path / "outcome").write_text("as it was\n")
     words = [*WORDS, f"run_dir={tmp_path}", "model.num_layers=3"]
     done = subprocess.run(
         [sys.executable, "-m", "launch.train", *words], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2 and "model.num_layers=3 cannot resume" in done.stderr
     assert "torch" not in done.stderr and "Traceback" not in done.stderr
-    assert (tmp_path / "config.yaml").read_text() == "as it was\n"
+    for name in ("config.yaml", "outcome"):
+        assert (tmp_path / name).read_text() == "as it was\n"
