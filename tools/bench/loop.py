@@ -61,6 +61,8 @@ def _shape(name: str, folder: Path, args: argparse.Namespace) -> None:
 
     def ours() -> None:
         for _ in range(args.steps):
+            for callback in trainer.callbacks:
+                callback.before_step(trainer)
             metrics = trainer.step()
             for callback in trainer.callbacks:
                 callback.after_step(trainer, metrics)
