@@ -23,7 +23,8 @@ class Stragglers(Callback):
     """Measures every step; compares every ``watch.straggler_interval_steps``, by one small gather.
 
     Adds ``slowest_rank`` and ``slowest_ratio`` to the metrics of these steps. Must stand before
-    every other callback, so that their work before a step counts as the rank's own.
+    every other callback of the trainer, so that their work before a step counts as the rank's
+    own; the watcher's sign of life comes first.
     """
 
     def __init__(self, watch: WatchConfig) -> None:
