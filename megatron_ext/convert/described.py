@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.checkpoint.folder import describe
+from megatron_ext.checkpoint.resumable import RUN
 from megatron_ext.config import RunConfig
 from megatron_ext.models.config import ModelConfig
 
-RUN, STATE = "run.json", "state.json"
+STATE = "state.json"
 ASSET = "huggingface."
 """Prefix of tokenizer and generation files that travel in a checkpoint (which has no folders)."""
 
