@@ -124,7 +124,7 @@ class PhaseBatches:
         """Samples ``ks`` as one micro-batch; see ``collate``."""
         numbers = list(ks)
         windows = np.empty((len(numbers), self.seq_length + 1), dtype=np.int64)
-        ends = [self.read(k, row)[1] for k, row in zip(numbers, windows, strict=True)]
+        ends = [self.read(k, windows[row])[1] for row, k in enumerate(numbers)]
         return collate(windows, ends, packing=self.packing)
 
 
@@ -169,8 +169,8 @@ def collate(
             marks.append((row + 1) * size)
         cu_seqlens = torch.tensor(marks, dtype=torch.int32)
     return {
-        "tokens": torch.from_numpy(np.ascontiguousarray(windows[:, :-1])),
-        "labels": torch.from_numpy(np.ascontiguousarray(windows[:, 1:])),
+        "tokens": torch.from_numpy(windows[:, :-1]).contiguous(),
+        "labels": torch.from_numpy(windows[:, 1:]).contiguous(),
         "loss_mask": loss_mask,
         "position_ids": position_ids,
         "cu_seqlens": cu_seqlens,

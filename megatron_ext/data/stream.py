@@ -63,6 +63,7 @@ class TokenStream:
         self.seed = (seed, zlib.crc32(name.encode()))
         self.cache = cache
         self._epochs: dict[int, Epoch] = {}
+        self._marks = np.empty(0, dtype=np.int64)  # where the ends are found: kept between reads
 
     def epoch(self, number: int) -> Epoch:
         """Document order of epoch ``number``, built, or taken from the cache folder."""
@@ -85,16 +86,19 @@ class TokenStream:
         included, so that the last piece is known to be whole.
         """
         number, at = divmod(offset, self.corpus.num_tokens)
-        copy, document_ends, filled = compiled(copy_documents), list[int](), 0
-        while True:
-            epoch, rest = self.epoch(number), out[filled:]
-            marks = np.empty(len(rest), dtype=np.int64)
-            count, found = copy(self.corpus.tokens, epoch.starts, epoch.ends, at, rest, marks)
-            document_ends += (marks[:found] + filled).tolist() if filled else marks[:found].tolist()
+        if len(self._marks) < len(out):
+            self._marks = np.empty(len(out), dtype=np.int64)
+        copy, marks, tokens = compiled(copy_documents), self._marks, self.corpus.tokens
+        epoch = self.epoch(number)
+        filled, found = copy(tokens, epoch.starts, epoch.ends, at, out, marks)
+        document_ends: list[int] = marks[:found].tolist()
+        while filled < len(out):  # the epoch ended
+            number += 1
+            epoch = self.epoch(number)
+            count, found = copy(tokens, epoch.starts, epoch.ends, 0, out[filled:], marks)
+            document_ends += (marks[:found] + filled).tolist()
             filled += count
-            if filled == len(out):
-                return document_ends
-            number, at = number + 1, 0
+        return document_ends
 
     def documents_before(self, offset: int) -> int:
         """Documents wholly read once ``offset`` tokens were, every epoch counted."""
