@@ -15,7 +15,7 @@ from megatron_ext.jit import compiled
 FEW = 24
 """Classes up to which looking at all of them is fastest."""
 
-MANY = 16
+MANY = 32
 """Near classes from which on the threshold is raised, at most once in 64 samples."""
 
 RING = 1024
@@ -81,6 +81,7 @@ def look_near(
     classes, steps = len(weights), len(order)
     near = np.empty(classes, dtype=np.int64)
     near_weight, near_rounds, lags = np.empty(classes), np.empty(classes), np.empty(classes)
+    step_each = 1.0 / np.maximum(weights, 1e-12)  # steps in which a class's lag grows by one
     ring = np.full(RING, -1, dtype=np.int64)  # by step modulo RING: the first class due then,
     after = np.empty(classes, dtype=np.int64)  # the next one in the same place,
     due = np.empty(classes, dtype=np.int64)  # and the very step
@@ -116,7 +117,8 @@ def look_near(
             ring[:] = -1
             count = 0
             for u in range(classes):
-                due[u] = k + int(max(threshold - lags[u], 0.0) / max(weights[u], 1e-12))
+                due[u] = k + int(max(threshold - lags[u], 0.0) * step_each[u])
+            for u in range(classes):
                 if due[u] <= k:
                     near[count], near_weight[count], near_rounds[count] = u, weights[u], rounds[u]
                     count += 1
@@ -138,7 +140,7 @@ def look_near(
             turn[u] = 0
             rounds[u] += 1
             near_rounds[best] += 1.0
-            wait = int(max(threshold - (most - 1.0), 0.0) / max(weights[u], 1e-12))
+            wait = int(max(threshold - (most - 1.0), 0.0) * step_each[u])
             if wait > 0:
                 count -= 1
                 near[best] = near[count]

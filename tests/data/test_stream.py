@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from megatron_ext.data.epoch import document_order
+from megatron_ext.data.epoch import document_order, sort_even
 from megatron_ext.data.stream import TokenStream
+from megatron_ext.jit import compiled
 from tools.build_indices import build
 
 
@@ -63,6 +64,24 @@ def test_document_order_is_a_fair_permutation(count):
         place = np.arange(count)
         assert abs(np.corrcoef(place, order)[0, 1]) < 5 / count**0.5
         assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 5 / count**0.5
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4097, 300_000])
+@pytest.mark.parametrize("spread", [2**63, 2**41, 300])
+def test_even_sort_sorts_what_is_not_even_too(count, spread):
+    count = min(count, 5000) if spread < 2**63 else count  # insertion alone sorts equal upper bits
+    keys = np.random.default_rng(count).integers(0, spread, count).astype(np.uint64)
+    keys[: count // 4] += np.uint64(2**63)
+    want = np.sort(keys)
+    compiled(sort_even)(keys, np.empty_like(keys))
+    assert np.array_equal(keys, want)
+
+
+def test_an_order_is_the_sorted_random_numbers():
+    count, bits = 100_000, np.uint64(17)
+    raw = np.random.PCG64(np.random.SeedSequence((7, 8))).random_raw(count)
+    want = np.argsort(((raw >> bits) << bits) | np.arange(count, dtype=np.uint64))
+    assert np.array_equal(document_order(count, seed=(7, 8)), want)
 
 
 ORDER = [1, 3, 7, 5, 2, 0, 4, 6]

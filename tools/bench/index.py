@@ -93,7 +93,7 @@ def one_epoch(helpers, options: argparse.Namespace) -> None:  # type: ignore[no-
     """
     import numpy as np
 
-    from megatron_ext.data.epoch import document_order
+    from megatron_ext.data.epoch import document_order, in_order
     from tools.bench.pairs import interleave, report
 
     size = 4096
@@ -103,8 +103,7 @@ def one_epoch(helpers, options: argparse.Namespace) -> None:  # type: ignore[no-
     total = int(lengths.sum(dtype=np.int64))
 
     def ours():  # type: ignore[no-untyped-def]
-        order = document_order(options.documents, seed=(1, 2, 3))
-        return order, starts[order], np.cumsum(lengths[order], dtype=np.int64)
+        return in_order(document_order(options.documents, seed=(1, 2, 3)), starts, lengths)
 
     def theirs():  # type: ignore[no-untyped-def]
         state = np.random.RandomState(1)
