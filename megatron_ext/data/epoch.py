@@ -59,9 +59,9 @@ def sort_even(keys: np.ndarray, spare: np.ndarray) -> None:
         for value in range(4096):
             places[value + 1] += places[value]
         for key in keys:
-            value = np.int64((key >> shift) & digit)
-            spare[places[value]] = key
-            places[value] += 1
+            place = np.int64((key >> shift) & digit)
+            spare[places[place]] = key
+            places[place] += 1
         keys, spare = spare, keys
     for i in range(1, len(keys)):
         key, j = keys[i], i
