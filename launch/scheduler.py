@@ -85,6 +85,12 @@ def unusable(nodes: list[str]) -> dict[str, str]:
     return {node: state for node, state in states.items() if UNUSABLE.search(state)}
 
 
+def longest_array() -> int | None:
+    """Tasks that a job array may have, counted from 0; None where nobody says."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config") or "", re.M)
+    return int(found[1]) if found else None
+
+
 def pool_size(partition: str = "") -> int:
     """Nodes that a job could be given, whatever they do now; 1 when nobody answers."""
     words = ["sinfo", "-h", "-N", "-o", "%N"] + ([f"--partition={partition}"] if partition else [])

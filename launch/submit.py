@@ -8,6 +8,7 @@ python -m launch.submit --multirun recipe=... model.norm_head=true,false   one a
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -144,17 +145,31 @@ def refuse_live(run_dir: Path) -> None:
         )
 
 
+def refuse_long_array(runs: int) -> None:
+    """Refuse an array that the Slurm of this machine, where it has one, would refuse."""
+    from launch.scheduler import longest_array
+
+    most = longest_array()
+    if most is not None and runs > most:
+        raise ValueError(
+            f"--multirun asks for {runs:,} runs in one array, and Slurm takes {most:,} here "
+            f"(MaxArraySize in slurm.conf): submit them in {math.ceil(runs / most)} parts."
+        )
+
+
 def submit_array(
-    overrides: list[str], *, dry_run: bool, test_only: bool, checked: bool = True
+    overrides: list[str], *, dry_run: bool, test_only: bool, most: int, checked: bool = True
 ) -> None:
-    """One array for all combinations of comma-separated values.
+    """One array for all combinations of comma-separated values, ``most`` at most.
 
     Raises:
-        ValueError: the runs ask different things of the cluster, or one of them is live.
+        ValueError: the runs are too many or ask different things of the cluster, or one is live.
     """
     from launch.compose import sweep
 
-    jobs = [prepare(one) for one in sweep(overrides)]
+    runs = sweep(overrides, most=most)
+    refuse_long_array(len(runs))
+    jobs = [prepare(one) for one in runs]
     base = Path(jobs[0].folder()).absolute()
     for k, job in enumerate(jobs):
         job.name, job.run_dir = f"{job.name}-{k}", f"{base}-{k}"
@@ -196,6 +211,9 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--test-only", action="store_true")
     parser.add_argument("--multirun", action="store_true")
+    parser.add_argument(
+        "--most-runs", type=int, default=1000, help="runs that --multirun may queue (1000)"
+    )
     parser.add_argument("--no-preflight", action="store_true", help="queue what it would refuse")
     args = parser.parse_intermixed_args()
     if args.multirun:
@@ -203,6 +221,7 @@ def main() -> None:
             args.overrides,
             dry_run=args.dry_run,
             test_only=args.test_only,
+            most=args.most_runs,
             checked=not args.no_preflight,
         )
     else:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -236,4 +237,22 @@ def test_an_array_asks_one_thing_of_the_cluster() -> None:
 
     words = ["recipe=quickstart", "cluster=loopback", "slurm.nodes=2,4", "batch.micro_batch_size=1"]
     with pytest.raises(ValueError, match="the same for all runs of one array"):
-        submit_array(words, dry_run=True, test_only=False)
+        submit_array(words, dry_run=True, test_only=False, most=1000)
+
+
+def test_a_million_runs_are_refused_before_one_of_them_is_written_out() -> None:
+    from launch.compose import sweep
+
+    begun = time.monotonic()
+    with pytest.raises(ValueError) as refusal:
+        sweep(["recipe=quickstart", "seed=range(0,1000000000)", "optimizer.lr=1e-4,2e-4"], most=9)
+    assert str(refusal.value) == (
+        "--multirun asks for 1,000,000,000 of seed * 2 of optimizer.lr = 2,000,000,000 runs, above "
+        "--most-runs=9: give fewer values, or raise --most-runs."
+    )
+    assert time.monotonic() - begun < 5
+    runs = sweep(["seed=range(0,9,4)", "recipe=quickstart", "optimizer.lr=1,2"], most=6)
+    assert runs[:2] == [[f"seed=0", "recipe=quickstart", f"optimizer.lr={lr}"] for lr in (1, 2)]
+    assert len(runs) == 6
+    with pytest.raises(ValueError, match=r"cannot be read"):
+        sweep(["seed=interval(0,1)"], most=6)

@@ -126,6 +126,18 @@ def test_slurm_is_asked_and_nothing_is_queued_by_test_only(lab: Lab) -> None:
     assert not run.folder.exists()
 
 
+def test_an_array_that_slurm_would_refuse_is_refused_before_it_is_composed(lab: Lab) -> None:
+    run = lab.run("array")
+    words = ("--multirun", "--most-runs=2000", *run.overrides, "seed=range(0,1500)")
+    done = run.cluster.python("launch.submit", *words)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "--multirun asks for 1,500 runs in one array, and Slurm takes 1,001 here (MaxArraySize in "
+        "slurm.conf): submit them in 2 parts.\n"
+    )
+    assert not list(lab.folder.glob("array*"))
+
+
 def test_what_follows_a_failed_step_of_a_chain_never_starts(lab: Lab, tmp_path: Path) -> None:
     chain = tmp_path / "chain.yaml"
     chain.write_text(
