@@ -19,6 +19,7 @@ from launch.cli import refusing
 from launch.sbatch import CHECKOUT, sbatch_command, setup
 from launch.site import asked_nodes, world_size
 from megatron_ext.atomic import write_text
+from megatron_ext.resilience.stop import stop_file
 
 if TYPE_CHECKING:
     from launch.config import JobConfig
@@ -66,7 +67,10 @@ def preflight(job: "JobConfig") -> None:
 
 
 def record(job: "JobConfig", run_dir: Path, words: list[str]) -> None:
-    """Leave config, set-up, code version and the exact command in the run folder."""
+    """Leave config, set-up, code version and the exact command in the run folder.
+
+    An older request of launch.stop is taken back: what is queued now is to run.
+    """
     from launch.attempt import private_folder
     from launch.compose import save
 
@@ -78,6 +82,7 @@ def record(job: "JobConfig", run_dir: Path, words: list[str]) -> None:
         run_dir / "submit.sh",
         f"#!/bin/bash\ncd {shlex.quote(str(CHECKOUT))}\n{shlex.join(words)}\n",
     )
+    stop_file(run_dir).unlink(missing_ok=True)
     write_text(run_dir / "code.json", json.dumps(code_version(), indent=1) + "\n")
 
 

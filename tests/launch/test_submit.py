@@ -76,6 +76,21 @@ def test_hostile_values_are_refused_before_they_reach_slurm(value: str) -> None:
         SlurmConfig(dependency=value).check()
 
 
+@pytest.mark.parametrize("value", ["90", "7:99", "1:00:00", "1-2", "1-2:3", "1-2:3:4", "INFINITE"])
+def test_what_slurm_takes_as_a_time_limit_is_taken(value: str) -> None:
+    SlurmConfig(time=value).check()
+
+
+@pytest.mark.parametrize("value", ["1:2:3:4", "7:", "abc", "1.5", "1-1:1:1:1", " 5", "7h", "-5"])
+def test_what_slurm_refuses_as_a_time_limit_is_refused_by_a_dry_run(value: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        prepare([*SMALL, f"slurm.time='{value}'"])
+    assert str(refusal.value) == (
+        f"slurm.time={value!r} is no time limit of Slurm's: write M (minutes), M:S, H:M:S, D-H, "
+        "D-H:M, D-H:M:S or UNLIMITED."
+    )
+
+
 @pytest.mark.parametrize("key", ["constraint", "memory", "venv", "container", "time"])
 def test_a_line_break_in_a_word_for_sbatch_is_refused(key: str) -> None:
     for value in ("x\n#SBATCH --uid=0", "-x"):
