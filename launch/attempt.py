@@ -135,7 +135,7 @@ def begun_by_hand(run_dir: Path, environ: Mapping[str, str], *, after: str | Non
     """A person started this job with sbatch itself, which makes an older stop request void.
 
     launch.submit, launch.chain and launch.resume take it back before they queue. One that is there
-    in a job of theirs, in a requeued job or between two attempts of a job has come since, and is obeyed.
+    in a job of theirs, in a requeued job or between two attempts has come since, and is obeyed.
     """
     if after is not None or int(environ.get("SLURM_RESTART_COUNT", "0")):
         return False

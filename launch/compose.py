@@ -230,7 +230,8 @@ def _values(one: Override) -> int:
     """How many values ``one`` sweeps over. A range is counted without being written out."""
     value = one.value()
     if isinstance(value, RangeSweep):
-        return max(0, math.ceil((value.stop - value.start) / value.step))
+        length = (value.stop or 0) - (value.start or 0)
+        return max(0, math.ceil(length / value.step))
     return sum(1 for _ in one.sweep_iterator())
 
 

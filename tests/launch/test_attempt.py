@@ -12,8 +12,8 @@ from launch import attempt, health, scheduler
 from launch.after_attempt import cancel_successors, notify
 from launch.compose import compose, load
 from launch.status import lines
-from launch.truth import look
 from launch.submit import record
+from launch.truth import look
 from megatron_ext.resilience import attempts, lease, stragglers
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.outcome import Outcome, write_outcome

@@ -267,7 +267,7 @@ def test_a_million_runs_are_refused_before_one_of_them_is_written_out() -> None:
     )
     assert time.monotonic() - begun < 5
     runs = sweep(["seed=range(0,9,4)", "recipe=quickstart", "optimizer.lr=1,2"], most=6)
-    assert runs[:2] == [[f"seed=0", "recipe=quickstart", f"optimizer.lr={lr}"] for lr in (1, 2)]
+    assert runs[:2] == [["seed=0", "recipe=quickstart", f"optimizer.lr={lr}"] for lr in (1, 2)]
     assert len(runs) == 6
     with pytest.raises(ValueError, match=r"cannot be read"):
         sweep(["seed=interval(0,1)"], most=6)

@@ -5,33 +5,17 @@ The whole fault matrix is ``make test-faults`` (tools/faults.py); here is its qu
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tools.drills.cluster import CHECKOUT, Cluster, Run, missing
+from tests.slurm.conftest import TOKEN
+from tools.drills.cluster import CHECKOUT, Run
 from tools.drills.lab import INTERVAL, STEPS, Lab
 from tools.drills.rank_faults import wrong_config
 from tools.drills.storage_faults import killed_in_save
 
 pytestmark = pytest.mark.slurm
-TOKEN = "hf_canary_0123456789"
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    if why := missing():
-        if os.environ.get("CI"):
-            pytest.fail(f"Slurm must be there in CI: {why}")
-        pytest.skip(why)
-    os.environ["HF_TOKEN"] = TOKEN
-    cluster = Cluster(3)
-    try:
-        yield Lab(cluster)
-    finally:
-        del os.environ["HF_TOKEN"]
-        cluster.close()
 
 
 @pytest.fixture(scope="module")

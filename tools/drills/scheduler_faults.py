@@ -12,6 +12,7 @@ from tools.drills.cluster import Run
 from tools.drills.lab import INTERVAL, STEPS, Lab, left_behind
 from tools.drills.rank_faults import Inject, drill
 
+MIDDLE = 40 * INTERVAL  # steps of a run that is not over before a fault of it is noticed
 LONG = 1500  # steps of a run that is to be met in its middle
 
 
@@ -81,6 +82,10 @@ def _resumes(lab: Lab, run: Run, *, steps: int = STEPS) -> list[str]:
     done = run.cluster.python("launch.resume", str(run.folder))
     if done.returncode:
         return [f"launch.resume: {done.stderr}"]
+    return _ends_well(lab, run, steps=steps)
+
+
+def _ends_well(lab: Lab, run: Run, *, steps: int) -> list[str]:
     run.wait_truth("finished", "given up")
     run.wait_gone()
     return lab.check(run, steps=steps)
@@ -157,18 +162,33 @@ def two_copies(lab: Lab, name: str) -> list[str]:
     return lab.check(run)
 
 
-def batch_shell_killed(lab: Lab, name: str) -> list[str]:
-    """The batch shell is killed by itself: Slurm ends the job for good, launch.resume goes on."""
-    run = lab.run(name, steps=LONG).submit()
-    run.wait_step(INTERVAL + 2 + 3 * lab.seed)
-    os.kill(_batch_shell(run), signal.SIGKILL)
-    run.wait_gone()
-    run.wait(lambda: not left_behind(run), seconds=120, what="the end of its ranks")
-    facts = lab.cluster.slurm("scontrol", "-o", "show", "job", run.job_id)
-    wrong = [] if "JobState=FAILED" in facts else [f"E: Slurm says {facts[:200]}"]
-    status = run.status()
-    print(status["truth"], status["cause"], status["attempts"], flush=True)
-    return wrong + _resumes(lab, run, steps=LONG)
+def batch_shell_killed(by: str) -> Inject:
+    """The batch shell is killed by itself: the ranks save, Slurm ends the job for good.
+
+    ``by``: what goes on with it, launch.resume by hand or launch.observe from cron.
+    """
+
+    def inject(lab: Lab, name: str) -> list[str]:
+        run = lab.run(name, steps=MIDDLE).submit()
+        run.wait_step(INTERVAL + 2 + 3 * lab.seed)
+        os.kill(_batch_shell(run), signal.SIGKILL)
+        run.wait_gone()
+        run.wait(lambda: not left_behind(run), seconds=120, what="the end of its ranks")
+        facts = lab.cluster.slurm("scontrol", "-o", "show", "job", run.job_id)
+        wrong = [] if "JobState=FAILED" in facts else [f"E: Slurm says {facts[:200]}"]
+        status = run.status()
+        if (status["truth"], status["cause"]) != ("stopped", "terminated"):
+            wrong.append(f"E: {status['truth']}, {status['cause']}")
+        if status["saved_step"] != status["step"]:
+            wrong.append(f"E: saved step {status['saved_step']} of {status['step']}")
+        if by == "resume":
+            return wrong + _resumes(lab, run, steps=MIDDLE)
+        words = ("launch.observe", str(run.folder), "--once", "--silence=10")
+        looks = lambda: run.cluster.python(*words).returncode == 1  # noqa: E731
+        run.wait(looks, seconds=120, what="an action of the observer")
+        return wrong + _ends_well(lab, run, steps=MIDDLE)
+
+    return inject
 
 
 def _batch_shell(run: Run) -> int:
