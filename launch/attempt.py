@@ -18,6 +18,7 @@ from launch import scheduler
 from launch.after_attempt import close_silent, conclude, perform
 from launch.cli import refusing
 from launch.step_words import step_words
+from launch.truth import queued
 from megatron_ext.atomic import write_text
 from megatron_ext.checkpoint.resumable import check_resumable
 from megatron_ext.resilience import attempts, lease
@@ -111,7 +112,8 @@ def start_attempt(
     if past and past[-1].ended is None:
         close_silent(run_dir, past[-1])
     clear_outcome(run_dir)
-    stop_file(run_dir).unlink(missing_ok=True)
+    if begun_by_hand(run_dir, environ, after=after):
+        stop_file(run_dir).unlink(missing_ok=True)
     folder = run_dir / "attempts" / name
     folder.mkdir(mode=0o700, parents=True)
     attempt = attempts.Attempt(
@@ -127,6 +129,18 @@ def start_attempt(
     write_text(folder / "step", "\n".join(step_words(job, run_dir, attempt, environ)) + "\n")
     print(attempt.line(), file=sys.stderr, flush=True)
     return folder
+
+
+def begun_by_hand(run_dir: Path, environ: Mapping[str, str], *, after: str | None) -> bool:
+    """A person started this job with sbatch itself, which makes an older stop request void.
+
+    launch.submit, launch.chain and launch.resume take it back before they queue. One that is there
+    in a job of theirs, in a requeued job or between two attempts has come since, and is obeyed.
+    """
+    if after is not None or int(environ.get("SLURM_RESTART_COUNT", "0")):
+        return False
+    job_id = environ.get("SLURM_JOB_ID", "")
+    return not job_id or queued(run_dir) != job_id
 
 
 def end(folder: Path, exit_code: int, asked: str, environ: Mapping[str, str]) -> str:

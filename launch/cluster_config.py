@@ -10,7 +10,7 @@ LAUNCHERS = ("srun", "torchrun")
 RATES = ("min_product_gflops", "min_device_tflops", "min_link_gbytes", "min_allreduce_gbytes")
 RUNTIMES = ("pyxis", "apptainer")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}|UNLIMITED")
+TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}|UNLIMITED|INFINITE")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|CREDENTIAL")
@@ -175,7 +175,7 @@ class ClusterConfig:
         for key in (*RATES, "health_interval_seconds"):
             if getattr(self, key) < 0:
                 raise ValueError(f"cluster.{key}={getattr(self, key)} is below 0: 0 turns it off.")
-        check_name("cluster.time", self.time, pattern=TIME)
+        check_time("cluster.time", self.time)
         for name in [*self.env, *self.export]:
             check_name("cluster.env", name, pattern=VARIABLE)
         for name in self.env:
@@ -236,7 +236,7 @@ class SlurmConfig:
             raise ValueError(f"slurm.nodes={self.nodes} is below 0: ask for at least one node.")
         if not 1 <= self.array_limit <= 1000:
             raise ValueError(f"slurm.array_limit={self.array_limit} is not from 1 to 1000.")
-        check_name("slurm.time", self.time, pattern=TIME)
+        check_time("slurm.time", self.time)
         for node in self.exclude:
             check_name("slurm.exclude", node, pattern=NAME)
         check_name("slurm.dependency", self.dependency, pattern=re.compile(r"[a-z]+[a-z0-9:,?+]*"))
@@ -246,6 +246,15 @@ def check_name(key: str, value: str, *, pattern: re.Pattern[str]) -> None:
     """Refuse a value that is neither empty nor wholly of the pattern."""
     if value and not pattern.fullmatch(value):
         raise ValueError(f"{key}={value!r} is not of the form {pattern.pattern}.")
+
+
+def check_time(key: str, value: str) -> None:
+    """Refuse what sbatch would. It takes ``7:99``, as 7 minutes and 99 seconds."""
+    if value and not TIME.fullmatch(value):
+        raise ValueError(
+            f"{key}={value!r} is no time limit of Slurm's: write M (minutes), M:S, H:M:S, D-H, "
+            f"D-H:M, D-H:M:S or UNLIMITED."
+        )
 
 
 def check_printable(key: str, value: str) -> None:

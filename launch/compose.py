@@ -1,6 +1,8 @@
 """The one place where Hydra's tree becomes a typed ``JobConfig``, and back."""
 
+import itertools
 import logging
+import math
 import re
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +24,7 @@ from megatron_ext.legal import nearest_words
 from megatron_ext.plan.scale import shrink
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+MOST_RUNS = 1000  # of one --multirun, unless --most-runs says otherwise
 GROUPS = ("model", "parallel", "optimizer", "precision", "cluster", "scale", "recipe")
 
 # conf/train.yaml names this first in its defaults, so that every field exists and has a type
@@ -196,24 +200,39 @@ def choices(group: str) -> list[str]:
     return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
 
 
-def sweep(overrides: list[str]) -> list[list[str]]:
+def sweep(overrides: list[str], *, most: int = MOST_RUNS) -> list[list[str]]:
     """The runs that comma-separated values ask for: ``a=1,2 b=3`` is two lists.
 
     Raises:
-        ValueError: an override that cannot be parsed.
+        ValueError: an override that cannot be parsed, or more than ``most`` runs.
     """
-    lists: list[list[str]] = [[]]
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
+        swept = {one.key_or_group: _values(one) for one in parsed if one.is_sweep_override()}
+        if (asked := math.prod(swept.values())) > most:
+            product = " * ".join(f"{count:,} of {key}" for key, count in swept.items())
+            raise ValueError(
+                f"--multirun asks for {product} = {asked:,} runs, above --most-runs={most}: give "
+                f"fewer values, or raise --most-runs."
+            )
+        lists = [
+            [f"{one.key_or_group}={value}" for value in one.sweep_string_iterator()]
+            if one.is_sweep_override()
+            else [one.input_line or ""]
+            for one in parsed
+        ]
     except HydraException as error:
         raise ValueError(f"{' '.join(overrides)} cannot be read: {_first_line(error)}") from error
-    for one in parsed:
-        if one.is_sweep_override():
-            values = [f"{one.key_or_group}={v}" for v in one.sweep_string_iterator()]
-        else:
-            values = [one.input_line or ""]
-        lists = [[*done, value] for done in lists for value in values]
-    return lists
+    return [list(run) for run in itertools.product(*lists)]
+
+
+def _values(one: Override) -> int:
+    """How many values ``one`` sweeps over. A range is counted without being written out."""
+    value = one.value()
+    if isinstance(value, RangeSweep):
+        length = (value.stop or 0) - (value.start or 0)
+        return max(0, math.ceil(length / value.step))
+    return sum(1 for _ in one.sweep_iterator())
 
 
 def _first_line(error: BaseException) -> str:

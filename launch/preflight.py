@@ -63,13 +63,17 @@ def check_positions(job: "JobConfig") -> str:
 
 
 def check_placement(job: "JobConfig") -> str:
-    """Tensor parallelism stays inside a node."""
+    """Tensor parallelism stays inside a node, and groups fill nodes evenly: else a warning."""
+    from megatron_ext.parallel.overlap import topology_warnings
+
     tp, here = job.parallel.tensor_model_parallel_size, job.cluster.ranks_per_node()
     if tp > here:
         raise ValueError(
             f"parallel.tensor_model_parallel_size={tp} spans nodes of {here} ranks: use {here} or "
             f"less, and parallel.pipeline_model_parallel_size for the rest."
         )
+    if sentences := topology_warnings(job, gpus_per_node=job.cluster.gpus_per_node):
+        return f"{WARNING} {' '.join(sentences)}"
     return f"TP {tp} inside nodes of {here}"
 
 

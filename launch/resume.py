@@ -24,7 +24,6 @@ def queue_again(run_dir: Path, overrides: list[str], *, dry_run: bool = False) -
     from launch.submit import submit
     from megatron_ext.check import check_run
     from megatron_ext.checkpoint.resumable import check_resumable
-    from megatron_ext.resilience.stop import stop_file
 
     job = compose.override(compose.load(run_dir / "config.yaml"), overrides)
     job.slurm.exclude = sorted({*job.slurm.exclude, *set_aside(run_dir)})
@@ -36,7 +35,6 @@ def queue_again(run_dir: Path, overrides: list[str], *, dry_run: bool = False) -
     check_run(job, world_size=world_size(job))
     check_resumable(job)
     submit(job, dry_run=False, test_only=False)
-    stop_file(run_dir).unlink(missing_ok=True)
 
 
 def main() -> int:

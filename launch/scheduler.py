@@ -71,6 +71,12 @@ def seconds(span: str) -> int:
     return total + int(days or 0) * 86400
 
 
+def longest_array() -> int | None:
+    """Tasks that a job array may have, counted from 0; None where nobody says."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config") or "", re.M)
+    return int(found[1]) if found else None
+
+
 def hostnames(node_list: str) -> list[str]:
     """``n[1-3]`` as single names."""
     return (ask("scontrol", "show", "hostnames", node_list) or "").split() if node_list else []

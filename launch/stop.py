@@ -6,9 +6,8 @@ from pathlib import Path
 
 from launch import scheduler
 from launch.cli import refusing
-from launch.truth import live_job
+from launch.truth import live_job, look
 from megatron_ext.atomic import write_text
-from megatron_ext.resilience.outcome import read_outcome
 from megatron_ext.resilience.stop import stop_file
 
 
@@ -20,13 +19,20 @@ def main() -> int:
     args = parser.parse_args()
     if not (args.run_dir / "config.yaml").exists():
         raise FileNotFoundError(f"{args.run_dir} holds no run: config.yaml is missing.")
-    if (outcome := read_outcome(args.run_dir)) is not None and outcome.word != "stopped":
-        print(f"nothing to stop: {outcome.word} at step {outcome.step}")
+    before = look(args.run_dir)
+    if before.truth in ("finished", "refused", "given up"):
+        print(f"nothing to stop: {before.truth} at step {before.step}")
         return 0
     write_text(stop_file(args.run_dir), "asked by launch.stop\n")
     job_id = live_job(args.run_dir)
-    if not job_id:
+    if not job_id and before.truth == "running":
         print("asked: a run outside of Slurm saves after its running step and ends")
+        return 0
+    if not job_id:
+        print(
+            f"nothing of it runs: {before.truth} at step {before.step}; launch.observe leaves it "
+            f"alone until launch.resume"
+        )
         return 0
     waiting = scheduler.job(job_id).get("JobState") == "PENDING"
     if args.now or waiting:

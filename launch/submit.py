@@ -8,6 +8,7 @@ python -m launch.submit --multirun recipe=... model.norm_head=true,false   one a
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from launch.cli import refusing
 from launch.sbatch import CHECKOUT, sbatch_command, setup
 from launch.site import asked_nodes, world_size
 from megatron_ext.atomic import write_text
+from megatron_ext.resilience.stop import stop_file
 
 if TYPE_CHECKING:
     from launch.config import JobConfig
@@ -65,7 +67,10 @@ def preflight(job: "JobConfig") -> None:
 
 
 def record(job: "JobConfig", run_dir: Path, words: list[str]) -> None:
-    """Leave config, set-up, code version and the exact command in the run folder."""
+    """Leave config, set-up, code version and the exact command in the run folder.
+
+    An older request of launch.stop is taken back: what is queued now is to run.
+    """
     from launch.attempt import private_folder
     from launch.compose import save
 
@@ -77,6 +82,7 @@ def record(job: "JobConfig", run_dir: Path, words: list[str]) -> None:
         run_dir / "submit.sh",
         f"#!/bin/bash\ncd {shlex.quote(str(CHECKOUT))}\n{shlex.join(words)}\n",
     )
+    stop_file(run_dir).unlink(missing_ok=True)
     write_text(run_dir / "code.json", json.dumps(code_version(), indent=1) + "\n")
 
 
@@ -144,17 +150,31 @@ def refuse_live(run_dir: Path) -> None:
         )
 
 
+def refuse_long_array(runs: int) -> None:
+    """Refuse an array that the Slurm of this machine, where it has one, would refuse."""
+    from launch.scheduler import longest_array
+
+    most = longest_array()
+    if most is not None and runs > most:
+        raise ValueError(
+            f"--multirun asks for {runs:,} runs in one array, and Slurm takes {most:,} here "
+            f"(MaxArraySize in slurm.conf): submit them in {math.ceil(runs / most)} parts."
+        )
+
+
 def submit_array(
-    overrides: list[str], *, dry_run: bool, test_only: bool, checked: bool = True
+    overrides: list[str], *, dry_run: bool, test_only: bool, most: int, checked: bool = True
 ) -> None:
-    """One array for all combinations of comma-separated values.
+    """One array for all combinations of comma-separated values, ``most`` at most.
 
     Raises:
-        ValueError: the runs ask different things of the cluster, or one of them is live.
+        ValueError: the runs are too many or ask different things of the cluster, or one is live.
     """
     from launch.compose import sweep
 
-    jobs = [prepare(one) for one in sweep(overrides)]
+    runs = sweep(overrides, most=most)
+    refuse_long_array(len(runs))
+    jobs = [prepare(one) for one in runs]
     base = Path(jobs[0].folder()).absolute()
     for k, job in enumerate(jobs):
         job.name, job.run_dir = f"{job.name}-{k}", f"{base}-{k}"
@@ -196,6 +216,9 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--test-only", action="store_true")
     parser.add_argument("--multirun", action="store_true")
+    parser.add_argument(
+        "--most-runs", type=int, default=1000, help="runs that --multirun may queue (1000)"
+    )
     parser.add_argument("--no-preflight", action="store_true", help="queue what it would refuse")
     args = parser.parse_intermixed_args()
     if args.multirun:
@@ -203,6 +226,7 @@ def main() -> None:
             args.overrides,
             dry_run=args.dry_run,
             test_only=args.test_only,
+            most=args.most_runs,
             checked=not args.no_preflight,
         )
     else:

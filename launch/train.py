@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Parse, refuse, train. Exit codes: 0 finished or stopped as asked, 2 refused, 1 failed."""
     args = _arguments(argv)
-    runs = compose.sweep(args.overrides) if args.multirun else [args.overrides]
+    runs = compose.sweep(args.overrides, most=args.most_runs) if args.multirun else [args.overrides]
     worst, folders = 0, []
     for number, overrides in enumerate(runs):
         job = _job(args, overrides)
@@ -70,6 +70,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="a saved config.yaml to start from")
     parser.add_argument("--cfg", choices=["job"], help="print the composed job and exit")
     parser.add_argument("--multirun", action="store_true", help="a,b values make several runs")
+    parser.add_argument(
+        "--most-runs", type=int, default=compose.MOST_RUNS, help="of a --multirun (1000)"
+    )
     return parser.parse_intermixed_args(argv)
 
 

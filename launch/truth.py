@@ -10,6 +10,7 @@ from megatron_ext.resilience import attempts
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.outcome import read_outcome
 from megatron_ext.resilience.progress import booked, last_metrics, newest_step
+from megatron_ext.resilience.stop import stop_file
 from megatron_ext.resilience.stragglers import known
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"}
@@ -49,12 +50,17 @@ class State:
     attempts: list[dict[str, Any]] = field(default_factory=list)
 
 
-def job_id_of(run_dir: Path, past: list[Attempt]) -> str:
-    """The job that was queued for the run last."""
+def queued(run_dir: Path) -> str:
+    """The job that launch.submit or launch.resume queued last; empty without one."""
     try:
         return (run_dir / "job").read_text().strip()
     except OSError:
-        return next((a.job_id for a in reversed(past) if a.job_id), "")
+        return ""
+
+
+def job_id_of(run_dir: Path, past: list[Attempt]) -> str:
+    """The job that was queued for the run last, by whomever."""
+    return queued(run_dir) or next((a.job_id for a in reversed(past) if a.job_id), "")
 
 
 def facts_of(run_dir: Path, past: list[Attempt]) -> dict[str, str]:
@@ -142,14 +148,25 @@ def _truth(
         return "given up", f"{last.failure}: {last.reason}"
     if _lives(facts):
         return "running", ""
+    if last is not None and last.ended is None and facts.get("JobId") == last.job_id:
+        return _unless_asked(run_dir, f"job {last.job_id} is {facts['JobState']} and left no word")
     quiet = state.last_sign_seconds
     if last is not None and last.ended is None and quiet is not None and quiet < QUIET_SECONDS:
         return "running", ""
     if last is not None and last.ended is None:
-        return "quiet", "an attempt began and neither ended nor gave a sign"
+        return _unless_asked(run_dir, "an attempt began and neither ended nor gave a sign")
     if last is not None:
-        return "quiet", f"after {last.failure}, and no job is queued"
-    return ("running", "") if quiet is not None and quiet < QUIET_SECONDS else ("new", "")
+        return _unless_asked(run_dir, f"after {last.failure}, and no job is queued")
+    if quiet is not None and quiet < QUIET_SECONDS:
+        return "running", ""
+    return _unless_asked(run_dir, "", otherwise="new")
+
+
+def _unless_asked(run_dir: Path, cause: str, *, otherwise: str = "quiet") -> tuple[str, str]:
+    """Nothing of the run lives, which is as a person wanted it where launch.stop was used."""
+    if stop_file(run_dir).exists():
+        return "stopped", "asked to stop, and nothing of it runs"
+    return otherwise, cause
 
 
 def _lives(facts: dict[str, str]) -> bool:

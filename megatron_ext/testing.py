@@ -9,10 +9,14 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatron_ext.devices import device
 from megatron_ext.parallel.env import Env
+from megatron_ext.resilience.config import WatchConfig
+
+if TYPE_CHECKING:
+    from megatron_ext.resilience.watcher import Watcher
 
 
 class RankFailure(AssertionError):
@@ -50,6 +54,80 @@ def run_on_ranks(
     codes = {rank: process.exitcode for rank, process in enumerate(ranks) if process.exitcode}
     if codes:
         raise RankFailure(f"ranks died without a word; exit codes by rank: {codes}")
+
+
+class Ended(NamedTuple):
+    """How a watcher came to its end."""
+
+    code: int
+    cpu_seconds: float
+    """Its own and its rank's."""
+
+
+def run_under_watchers(
+    folder: Path,
+    task: "Callable[[Watcher, int], int]",
+    *,
+    world_size: int,
+    watch: WatchConfig,
+    first_seconds: float = 60.0,
+) -> list[Ended]:
+    """Fork ``world_size`` watchers, of nodes n0, n1, ..., over ``task(watcher, port)`` each.
+
+    ``folder`` must be there, and two below the run's. A file ``unfit-RANK`` in it says why that
+    node must be left. Ranks are restarted in place without limit; none leaves an outcome.
+    """
+    pids = []
+    for rank in range(world_size):
+        if pid := os.fork():
+            pids.append(pid)
+            continue
+        try:
+            os._exit(_watch(folder, task, rank, world_size, watch, first_seconds))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(99)
+    ends = [os.wait4(pid, 0)[1:] for pid in pids]
+    return [
+        Ended(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime)
+        for status, used in ends
+    ]
+
+
+def _watch(
+    folder: Path,
+    task: "Callable[[Watcher, int], int]",
+    rank: int,
+    world_size: int,
+    watch: WatchConfig,
+    first_seconds: float,
+) -> int:
+    from megatron_ext.resilience.chair import Seat
+    from megatron_ext.resilience.watcher import Watcher
+
+    seat = Seat(
+        rank=rank,
+        world_size=world_size,
+        host=f"n{rank}",
+        address="127.0.0.1",
+        folder=folder,
+        first_seconds=first_seconds,
+        known_step=-1,
+        watch=watch,
+    )
+
+    def unfit(path: Path = folder / f"unfit-{rank}") -> str:
+        return path.read_text() if path.exists() else ""
+
+    watcher = Watcher(
+        seat,
+        lambda port: task(watcher, port),
+        may_go_on=lambda: True,
+        has_outcome=lambda: False,
+        unfit=unfit,
+    )
+    return watcher.run()
 
 
 def env() -> Env:

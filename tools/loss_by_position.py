@@ -122,7 +122,14 @@ def _score(
     from megatron_ext.evaluate import alone
     from megatron_ext.evaluate.loss_by_position import score
 
-    base = model_of(path)[0].rotary_base
+    shape = model_of(path)[0]
+    base = shape.rotary_base
+    if (largest := max(int(piece.max()) for piece in every)) >= shape.vocab_size:
+        raise ValueError(
+            f"--data holds token id {largest}, and {path} has ids 0 to {shape.vocab_size - 1} "
+            f"(model.vocab_size={shape.vocab_size}): the text was indexed with another tokenizer; "
+            f"index it with the checkpoint's own (tools.prepare)."
+        )
     found = []
     with alone.loaded(path) as model:
         for one in settings:

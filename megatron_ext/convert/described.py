@@ -10,9 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.checkpoint.folder import describe
+from megatron_ext.checkpoint.folder import DamagedCheckpoint, describe
 from megatron_ext.checkpoint.resumable import RUN
 from megatron_ext.config import RunConfig
+from megatron_ext.digest import sha256_of
 from megatron_ext.models.config import ModelConfig
 
 STATE = "state.json"
@@ -31,7 +32,13 @@ def model_of(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     meta = describe(path)
     if not (path / RUN).is_file():
         raise ValueError(f"{path / RUN} is missing: the checkpoint does not say its shape.")
-    stored = json.loads((path / RUN).read_text())["model"]
+    sealed = meta["files"].get(RUN, {}).get("sha256")
+    if sha256_of(path / RUN, follow_links=False) != sealed:
+        raise DamagedCheckpoint(f"{path / RUN} has other bytes than were written")
+    run = json.loads((path / RUN).read_text())
+    stored = run.get("model") if isinstance(run, dict) else None
+    if not isinstance(stored, dict):
+        raise DamagedCheckpoint(f"{path / RUN} does not describe a model")
     known = {f.name for f in fields(ModelConfig)}
     unknown = sorted(set(stored) - known)
     if unknown:

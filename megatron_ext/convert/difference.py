@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_ext.checkpoint.folder import verify
 from megatron_ext.convert.sharded_reader import ShardedTensor, open_sharded
 
 
@@ -25,7 +26,13 @@ class Difference:
 def compare(
     first: Path, second: Path, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Iterator[Difference]:
-    """Every tensor of either, in the first one's order; random number state is left out."""
+    """Every tensor of either, in the first one's order; random number state is left out.
+
+    Raises:
+        DamagedCheckpoint: one of them is not as it was sealed, by the check that loading does.
+    """
+    for path in (first, second):
+        verify(path)
     a, b = open_sharded(first).tensors, open_sharded(second).tensors
     keys = [key for key in {**a, **b} if not key.startswith("rng.")]
     total, done = sum(a[k].bytes for k in keys if k in a), 0

@@ -1,4 +1,4 @@
-"""A precision's way into Megatron's own fields, what it keeps high, and the sizes FP8 demands."""
+"""A precision's way into Megatron's own fields, and the sizes FP8 demands."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -61,26 +61,6 @@ def optimizer_fields(precision: PrecisionConfig) -> dict[str, Any]:
         if precision.fp8_param and precision.fp8_recipe == "mxfp8":
             fields["reuse_grad_buf_for_mxfp8_param_ag"] = True
     return fields
-
-
-def stays_high(precision: PrecisionConfig) -> dict[str, str]:
-    """Part of the model -> the format it keeps under this precision."""
-    high = precision.dtype
-    kept = {
-        "embedding": high,
-        "norms": f"{high} weights, fp32 statistics",
-        "residual stream": high,
-        "attention": high,
-        "output layer": high,
-        "Norm-Head normalisation": "fp32",
-        "loss": "fp32",
-        "gradient reduction": "fp32" if precision.grad_reduce_in_fp32 else high,
-        "optimizer masters and moments": "fp32",
-    }
-    if precision.fp8 is not None and precision.first_last_layers_bf16:
-        start, end = precision.num_layers_at_start_in_bf16, precision.num_layers_at_end_in_bf16
-        kept["linear layers of the ends"] = f"{high}: the first {start} and the last {end} blocks"
-    return kept
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from megatron_ext.resilience.stragglers import Straggler, record
 from megatron_ext.resilience.wire import Peer, free_port, listen
 
 log = logging.getLogger(__name__)
+STRANGER_SECONDS = 60.0  # for a connection to give the secret
+MOST_STRANGERS = 64  # connections without it, beyond one for each rank
 ALIVE_SECONDS = 10.0  # between signs on disk, for launch.observe
 
 
@@ -79,12 +81,10 @@ class Chair:
 
     def preside(self, may_restart: bool, has_outcome: Callable[[], bool]) -> None:
         """One round."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._peers.append(Peer(self._server.accept()[0], self._token))
+        self._admit()
         for peer in self._peers:
             self._hear(peer)
-        self._peers = [peer for peer in self._peers if not peer.broken]
+        self._part()
         council = self._council
         if any(m.code == 0 for m in council.members.values()):
             council.outcome_seen = has_outcome()
@@ -99,6 +99,24 @@ class Chair:
             self._shown = now()
             with contextlib.suppress(OSError):
                 (self._folder / "alive").touch()
+
+    def _admit(self) -> None:
+        """Let in who knocks."""
+        with contextlib.suppress(OSError):  # nobody does, or has left again
+            for _ in range(self._seat.world_size + MOST_STRANGERS):
+                self._peers.append(Peer(self._server.accept()[0], self._token))
+
+    def _part(self) -> None:
+        """Hang up on who broke the rules, and on strangers: those silent too long or too many."""
+        strangers = [peer for peer in self._peers if peer.rank is None]
+        for peer in strangers:
+            peer.broken |= now() - peer.since > STRANGER_SECONDS
+        for peer in strangers[: -(self._seat.world_size + MOST_STRANGERS)]:
+            peer.broken = True  # the oldest: a watcher says who it is at its first tick
+        for peer in self._peers:
+            if peer.broken:
+                peer.close()
+        self._peers = [peer for peer in self._peers if not peer.broken]
 
     def _hear(self, peer: Peer) -> None:
         for status in peer.receive():
@@ -124,6 +142,8 @@ class Chair:
                 record_event(self._folder, event)
         message = {"verb": order.verb, "generation": order.generation, "code": order.code}
         for peer in self._peers:
+            if peer.rank is None:
+                continue  # every message holds the secret
             peer.send({**message, "port": port, "at": now()})
 
     def _report_links(self) -> None:

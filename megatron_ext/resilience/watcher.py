@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import select
 import signal
 import socket
 import time
@@ -15,7 +14,7 @@ from megatron_ext.resilience.council import PEER_SECONDS
 from megatron_ext.resilience.deadlines import Deadlines
 from megatron_ext.resilience.heartbeat import Heartbeat, now
 from megatron_ext.resilience.stacks import UNKNOWN
-from megatron_ext.resilience.wire import Peer
+from megatron_ext.resilience.wire import Peer, wait
 
 TICK_SECONDS = 0.2
 
@@ -110,7 +109,7 @@ class Watcher:
                 lost = {"class": "node", "rank": "0", "headline": "rank 0's node is lost"}
                 record_event(self.seat.folder, lost)
                 return 1
-            select.select(self._sockets(), [], [], TICK_SECONDS)
+            wait(self._sockets(), TICK_SECONDS)
 
     def _sockets(self) -> list[Any]:
         """What this process waits on, and a rank must not inherit."""

@@ -111,6 +111,13 @@ def _open(
             )
         corpus = IndexedCorpus(source.path, key=f"{key}.{name}.path")
         corpus.check(tokenizer_sha256=digest)
+        rows, ids = run.model.vocab_size, corpus.description.get("vocab_size")
+        if isinstance(ids, int) and ids > rows:
+            raise ValueError(
+                f"model.vocab_size={rows} is less than the {ids} ids of the tokenizer that "
+                f"{key}.{name}.path={source.path} was indexed with: set model.vocab_size={ids}, "
+                f"or index the text with the model's own tokenizer."
+            )
         opened[name] = corpus
     return opened
 

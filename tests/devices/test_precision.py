@@ -227,9 +227,3 @@ def test_bf16_ends_must_fit_a_pipeline_stage() -> None:
     two_stages = ParallelConfig(pipeline_model_parallel_size=2)
     with pytest.raises(ValueError, match=r"num_layers_at_end_in_bf16=3 .* 4 / 2 = 2"):
         precision.check(run(precision=ends, parallel=two_stages), seq_lengths=[4096])
-
-
-def test_what_stays_high_is_said() -> None:
-    high = precision.stays_high(load("fp8_current"))
-    assert high["output layer"] == "bf16" and high["Norm-Head normalisation"] == "fp32"
-    assert "first 1 and the last 1" in high["linear layers of the ends"]

@@ -12,6 +12,7 @@ from launch import attempt, health, scheduler
 from launch.after_attempt import cancel_successors, notify
 from launch.compose import compose, load
 from launch.status import lines
+from launch.submit import record
 from launch.truth import look
 from megatron_ext.resilience import attempts, lease, stragglers
 from megatron_ext.resilience.attempts import Attempt
@@ -175,6 +176,34 @@ def test_stop_leaves_its_request_and_a_new_attempt_forgets_it(tmp_path: Path) ->
     assert _end(folder, 0)[1].failure == "cancelled"
     _begin(tmp_path)
     assert not stop_file(tmp_path / "run").exists()
+
+
+def test_a_request_to_stop_outlives_a_start_that_came_after_it(tmp_path: Path) -> None:
+    def starts(**environ: str) -> bool:
+        """A request is there, then a job begins: it is there still."""
+        stop_file(tmp_path / "run").touch()
+        words = [*SMALL, f"run_dir={tmp_path}/run"]
+        attempt.end(attempt.begin(words, {**ENVIRON, **environ}), 1, "", ENVIRON)
+        return stop_file(tmp_path / "run").exists()
+
+    _end(_begin(tmp_path))
+    (tmp_path / "run" / "job").write_text("12\n")
+    assert starts(SLURM_JOB_ID="12"), "asked while the job of launch.submit was starting"
+    assert starts(SLURM_JOB_ID="12", SLURM_RESTART_COUNT="1"), "asked while it was requeued"
+    assert not starts(SLURM_JOB_ID="13"), "a person has used sbatch since"
+    stop_file(tmp_path / "run").touch()
+    words = [*SMALL, f"run_dir={tmp_path}/run"]
+    record(compose(words), tmp_path / "run", ["sbatch"])
+    assert not stop_file(tmp_path / "run").exists(), "a person has used launch.submit since"
+
+
+def test_a_request_between_two_attempts_of_a_job_is_obeyed(tmp_path: Path, monkeypatch) -> None:
+    def asked_meanwhile(_seconds: float) -> None:
+        stop_file(tmp_path / "run").touch()
+
+    monkeypatch.setattr("launch.after_attempt.time.sleep", asked_meanwhile)
+    assert _end(_begin(tmp_path))[0] == "again"
+    assert stop_file(tmp_path / "run").exists()
 
 
 def test_logs_cannot_forge_progress_or_move_the_cursor_of_a_reader(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ext.resilience.outcome import Outcome, write_outcome
+
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_canary_9876543210"
 WORDS = ["name=local", "model=llama_tiny", "data.synthetic=true", "batch.seq_length=32"]
@@ -81,6 +83,21 @@ def test_stop_status_and_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     state = _state(run_dir)
     assert (state["truth"], state["cause"]) == ("stopped", "terminated")
     assert run_dir.stat().st_mode & 0o077 == 0
+
+
+def test_stop_where_nothing_runs_says_so_and_is_what_status_shows(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir(mode=0o700)
+    cfg = _command("train", "--cfg", "job", *WORDS, f"run_dir={run_dir}").stdout
+    (run_dir / "config.yaml").write_text(cfg)
+    assert "nothing of it runs: new at step 0" in _command("stop", str(run_dir)).stdout
+    assert ": stopped (asked to stop, and nothing" in _command("status", str(run_dir)).stdout
+    assert "a person asked it to stop" in _command("observe", str(run_dir), "--once").stdout
+
+    (run_dir / "stop-requested").unlink()
+    write_outcome(run_dir, Outcome(word="finished", step=7))
+    assert _command("stop", str(run_dir)).stdout == "nothing to stop: finished at step 0\n"
+    assert not (run_dir / "stop-requested").exists()
 
 
 @pytest.mark.parametrize("name", ["status", "stop", "resume", "health", "observe"])

@@ -16,6 +16,7 @@ import pytest
 from launch import observe
 from launch.attempt import begin, end
 from launch.compose import load
+from launch.truth import look
 from megatron_ext.resilience import attempts, lease
 from megatron_ext.resilience.lease import LostLease
 from megatron_ext.resilience.outcome import Outcome, write_outcome
@@ -113,6 +114,18 @@ def test_signs_of_life_and_ends_are_left_alone(tmp_path: Path, slurm: Slurm) -> 
     write_outcome(run_dir, Outcome(word="finished", attempt=attempt.attempt))
     assert _look(run_dir) == 0
     assert slurm.told("scontrol requeue") == slurm.told("sbatch") == []
+
+
+def test_a_job_that_slurm_has_ended_without_a_word_is_not_shown_as_running(
+    tmp_path: Path, slurm: Slurm
+) -> None:
+    run_dir = _run(tmp_path)
+    (run_dir / "metrics.jsonl").write_text('{"step": 3, "loss": 1.0}\n')
+    slurm.knows("RUNNING", run_dir)
+    assert look(run_dir).truth == "running"
+    slurm.knows("FAILED", run_dir)
+    seen = look(run_dir)
+    assert (seen.truth, seen.cause) == ("quiet", "job 12 is FAILED and left no word")
 
 
 def test_a_waiting_job_is_waited_for(tmp_path: Path, slurm: Slurm) -> None:

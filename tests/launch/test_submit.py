@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,21 @@ def test_hostile_values_are_refused_before_they_reach_slurm(value: str) -> None:
         SlurmConfig(exclude=[value]).check()
     with pytest.raises(ValueError, match="slurm"):
         SlurmConfig(dependency=value).check()
+
+
+@pytest.mark.parametrize("value", ["90", "7:99", "1:00:00", "1-2", "1-2:3", "1-2:3:4", "INFINITE"])
+def test_what_slurm_takes_as_a_time_limit_is_taken(value: str) -> None:
+    SlurmConfig(time=value).check()
+
+
+@pytest.mark.parametrize("value", ["1:2:3:4", "7:", "abc", "1.5", "1-1:1:1:1", " 5", "7h", "-5"])
+def test_what_slurm_refuses_as_a_time_limit_is_refused_by_a_dry_run(value: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        prepare([*SMALL, f"slurm.time='{value}'"])
+    assert str(refusal.value) == (
+        f"slurm.time={value!r} is no time limit of Slurm's: write M (minutes), M:S, H:M:S, D-H, "
+        "D-H:M, D-H:M:S or UNLIMITED."
+    )
 
 
 @pytest.mark.parametrize("key", ["constraint", "memory", "venv", "container", "time"])
@@ -236,4 +252,22 @@ def test_an_array_asks_one_thing_of_the_cluster() -> None:
 
     words = ["recipe=quickstart", "cluster=loopback", "slurm.nodes=2,4", "batch.micro_batch_size=1"]
     with pytest.raises(ValueError, match="the same for all runs of one array"):
-        submit_array(words, dry_run=True, test_only=False)
+        submit_array(words, dry_run=True, test_only=False, most=1000)
+
+
+def test_a_million_runs_are_refused_before_one_of_them_is_written_out() -> None:
+    from launch.compose import sweep
+
+    begun = time.monotonic()
+    with pytest.raises(ValueError) as refusal:
+        sweep(["recipe=quickstart", "seed=range(0,1000000000)", "optimizer.lr=1e-4,2e-4"], most=9)
+    assert str(refusal.value) == (
+        "--multirun asks for 1,000,000,000 of seed * 2 of optimizer.lr = 2,000,000,000 runs, above "
+        "--most-runs=9: give fewer values, or raise --most-runs."
+    )
+    assert time.monotonic() - begun < 5
+    runs = sweep(["seed=range(0,9,4)", "recipe=quickstart", "optimizer.lr=1,2"], most=6)
+    assert runs[:2] == [["seed=0", "recipe=quickstart", f"optimizer.lr={lr}"] for lr in (1, 2)]
+    assert len(runs) == 6
+    with pytest.raises(ValueError, match=r"cannot be read"):
+        sweep(["seed=interval(0,1)"], most=6)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.compose import compose
-from launch.preflight import check_all
+from launch.preflight import check_all, say
 from launch.site import site
 from megatron_ext.check import check_run
 from megatron_ext.plan.report import plan_data, text
@@ -106,6 +106,15 @@ def test_a_cluster_of_negative_figures_is_refused(key):
     job = compose([*SKYWORK, f"cluster.{key}=-1"])
     with pytest.raises(ValueError, match=f"cluster.{key}=-1.* must not be negative"):
         job.cluster.check()
+
+
+def test_preflight_warns_of_groups_that_do_not_fill_nodes(capsys):
+    job = compose([*SKYWORK, "parallel.tensor_model_parallel_size=3"])
+    (found,) = [one for one in check_all(job, data=False, real=False) if one.name == "placement"]
+    assert say(found) == 0
+    assert capsys.readouterr().out.startswith(
+        "warning  placement        parallel.tensor_model_parallel_size=3 does not divide the 8 GPUs"
+    )
 
 
 def test_preflight_plans_nothing_that_has_no_shape():

@@ -6,19 +6,18 @@ import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from megatron_ext.resilience.chair import Seat
 from megatron_ext.resilience.child import Child
 from megatron_ext.resilience.config import WatchConfig
 from megatron_ext.resilience.council import Council
 from megatron_ext.resilience.deadlines import ENOUGH, Deadlines
 from megatron_ext.resilience.heartbeat import Heartbeat
 from megatron_ext.resilience.watcher import Watcher
+from megatron_ext.testing import run_under_watchers
 
 STEPS = 40
 # Waits under the file name by which a real collective shows in a rank's stacks.
@@ -32,9 +31,9 @@ exec(compile(SOURCE, "torch/distributed/distributed_c10d.py", "exec"), {"time": 
 Fault = Callable[[int], None]
 
 
-def _rank(watchers: dict[int, Watcher], rank: int, folder: Path, fault: Fault, at: int) -> int:
+def _rank(watcher: Watcher, port: int, folder: Path, fault: Fault, at: int) -> int:
     """A rank in small: steps of 20 ms from the saved step on, all ranks in step by files."""
-    beat = watchers[rank].heartbeat
+    beat, rank = watcher.heartbeat, watcher.seat.rank
     saved = folder / "saved"
     step = int(saved.read_text()) if saved.exists() else 0
     beat.enter("between")
@@ -43,8 +42,8 @@ def _rank(watchers: dict[int, Watcher], rank: int, folder: Path, fault: Fault, a
         if step == at and rank == 1 and not (folder / "struck").exists():
             (folder / "struck").touch()
             fault(rank)
-        (folder / f"at-{rank}-{step}-{os.environ['GENERATION']}").touch()
-        COLLECTIVE["wait"](folder, f"at-*-{step}-{os.environ['GENERATION']}", len(watchers))
+        (folder / f"at-{rank}-{step}-{port}").touch()
+        COLLECTIVE["wait"](folder, f"at-*-{step}-{port}", watcher.seat.world_size)
         time.sleep(0.02)
         step += 1
         beat.step_done(step, regime=0)
@@ -56,42 +55,14 @@ def _rank(watchers: dict[int, Watcher], rank: int, folder: Path, fault: Fault, a
 
 def _run(folder: Path, fault: Fault, *, at: int = 25, ranks: int = 3) -> list[int]:
     """Exit codes of the watchers of a run in which rank 1 meets ``fault`` before step ``at``."""
-    watchers: dict[int, Watcher] = {}
-    processes = []
-    for rank in range(ranks):
-        pid = os.fork()
-        if pid:
-            processes.append(pid)
-            continue
-        try:
-            seat = Seat(
-                rank=rank,
-                world_size=ranks,
-                host=f"n{rank}",
-                address="127.0.0.1",
-                folder=folder,
-                first_seconds=10.0,
-                known_step=-1,
-                watch=WatchConfig(hang_floor_seconds=1.0),
-            )
-
-            def task(port: int, rank: int = rank) -> int:
-                os.environ["GENERATION"] = str(port)
-                return _rank(watchers, rank, folder, fault, at)
-
-            def unfit(path: Path = folder / f"unfit-{rank}") -> str:
-                return path.read_text() if path.exists() else ""
-
-            for k in range(ranks):
-                watchers[k] = Watcher(
-                    seat, task, may_go_on=lambda: True, has_outcome=lambda: False, unfit=unfit
-                )
-            os._exit(watchers[rank].run())
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(99)
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in processes]
+    ends = run_under_watchers(
+        folder,
+        lambda watcher, port: _rank(watcher, port, folder, fault, at),
+        world_size=ranks,
+        watch=WatchConfig(hang_floor_seconds=1.0),
+        first_seconds=10.0,
+    )
+    return [end.code for end in ends]
 
 
 def _raise(_rank: int) -> None:

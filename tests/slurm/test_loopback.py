@@ -5,33 +5,17 @@ The whole fault matrix is ``make test-faults`` (tools/faults.py); here is its qu
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tools.drills.cluster import CHECKOUT, Cluster, Run, missing
+from tests.slurm.conftest import TOKEN
+from tools.drills.cluster import CHECKOUT, Run
 from tools.drills.lab import INTERVAL, STEPS, Lab
 from tools.drills.rank_faults import wrong_config
 from tools.drills.storage_faults import killed_in_save
 
 pytestmark = pytest.mark.slurm
-TOKEN = "hf_canary_0123456789"
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    if why := missing():
-        if os.environ.get("CI"):
-            pytest.fail(f"Slurm must be there in CI: {why}")
-        pytest.skip(why)
-    os.environ["HF_TOKEN"] = TOKEN
-    cluster = Cluster(3)
-    try:
-        yield Lab(cluster)
-    finally:
-        del os.environ["HF_TOKEN"]
-        cluster.close()
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +108,18 @@ def test_slurm_is_asked_and_nothing_is_queued_by_test_only(lab: Lab) -> None:
     too_many = lab.run("asked", nodes=9)
     assert run.cluster.python("launch.submit", "--test-only", *too_many.overrides).returncode
     assert not run.folder.exists()
+
+
+def test_an_array_that_slurm_would_refuse_is_refused_before_it_is_composed(lab: Lab) -> None:
+    run = lab.run("array")
+    words = ("--multirun", "--most-runs=2000", *run.overrides, "seed=range(0,1500)")
+    done = run.cluster.python("launch.submit", *words)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "--multirun asks for 1,500 runs in one array, and Slurm takes 1,001 here (MaxArraySize in "
+        "slurm.conf): submit them in 2 parts.\n"
+    )
+    assert not list(lab.folder.glob("array*"))
 
 
 def test_what_follows_a_failed_step_of_a_chain_never_starts(lab: Lab, tmp_path: Path) -> None:

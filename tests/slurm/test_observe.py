@@ -2,29 +2,15 @@
 
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
-from tools.drills.cluster import Cluster, Run, missing
+from tools.drills.cluster import Run
 from tools.drills.lab import INTERVAL, Lab, damaged, left_behind
 
 pytestmark = pytest.mark.slurm
 STEPS = 30 * INTERVAL
 SLOWLY = "watch.drill=[{kind:late,rank:0,step:0,times:1}]"  # a step of the first attempt: 0.05 s
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    if why := missing():
-        if os.environ.get("CI"):
-            pytest.fail(f"Slurm must be there in CI: {why}")
-        pytest.skip(why)
-    cluster = Cluster(2)
-    try:
-        yield Lab(cluster)
-    finally:
-        cluster.close()
 
 
 def _send(run: Run, number: int) -> None:

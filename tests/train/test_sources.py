@@ -11,6 +11,8 @@ from launch.compose import compose
 from launch.preflight import check_data
 from megatron_ext.data.indexed import fingerprint
 from megatron_ext.data.writer import CorpusWriter
+from megatron_ext.train.phases import Plan
+from megatron_ext.train.sources import open_sources, open_validation
 
 RUN = ["model=index_tiny", "name=bad", "precision=fp32", "parallel=single",
        "batch={seq_length: 64, global_batch_size: 4, micro_batch_size: 2}"]  # fmt: skip
@@ -73,6 +75,24 @@ def test_another_tokenizer_and_one_that_is_not_there_are_refused(prefix, tmp_pat
         _start(prefix, f"data.tokenizer.path={tmp_path / 'other.model'}")
     with pytest.raises(ValueError, match=r"data.tokenizer.path=\S+none.model: there is no such"):
         _start(prefix, f"data.tokenizer.path={tmp_path / 'none.model'}")
+
+
+@pytest.mark.parametrize("key", ["sources", "validation"])
+def test_text_of_more_ids_than_the_model_has_rows_is_refused(prefix, key):
+    told = json.loads((prefix.parent / "web.json").read_text()) | {"vocab_size": 1001}
+    (prefix.parent / "web.json").write_text(json.dumps(told))
+    more = [f"data.validation={{web: {{path: {prefix}}}}}"] if key == "validation" else []
+    job = compose([*RUN, "phases=[{tokens: 2560}]", "model.vocab_size=1000", *more,
+                   f"data.sources={{web: {{path: {prefix}}}}}"])  # fmt: skip
+    opens = open_validation if key == "validation" else open_sources
+    with pytest.raises(ValueError) as refusal:
+        opens(job, Plan.of(job))
+    assert str(refusal.value).startswith(
+        f"model.vocab_size=1000 is less than the 1001 ids of the tokenizer that "
+        f"data.{key}.web.path={prefix} was indexed with: set model.vocab_size=1001, or"
+    )
+    job.model.vocab_size = 1001
+    assert opens(job, Plan.of(job))
 
 
 def test_more_than_five_epochs_over_all_phases_are_refused_unless_allowed(prefix):

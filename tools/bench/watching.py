@@ -17,10 +17,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.cli import refusing
 from tools.bench.pairs import interleave, report
+
+if TYPE_CHECKING:
+    from megatron_ext.resilience.watcher import Watcher
+    from megatron_ext.testing import Ended
 
 SHAPE = ["model=index_tiny", "model.num_layers=6", "model.hidden_size=256"]
 SHAPE += ["model.ffn_hidden_size=704", "precision=fp32", "data.synthetic=true"]
@@ -106,50 +110,27 @@ def _hooks(folder: str, pairs: int, steps: int) -> None:
     trainer.stop.remove()
 
 
-def _watched(folder: Path, task: Callable[[Any, int], int]) -> list[float]:
-    """Watchers over ``task(heartbeat, rank)``; CPU seconds of each, its rank's included."""
-    from megatron_ext.resilience.chair import Seat
+def _watched(run_dir: Path, task: "Callable[[Watcher, int], int]") -> "list[Ended]":
+    """Two ranks under watchers with the usual deadlines."""
     from megatron_ext.resilience.config import WatchConfig
-    from megatron_ext.resilience.watcher import Watcher
+    from megatron_ext.testing import run_under_watchers
 
+    folder = run_dir / "attempts" / "a"
     folder.mkdir(parents=True)
-    pids = []
-    for rank in range(RANKS):
-        if pid := os.fork():
-            pids.append(pid)
-            continue
-        seat = Seat(
-            rank=rank,
-            world_size=RANKS,
-            host=f"n{rank}",
-            address="127.0.0.1",
-            folder=folder,
-            first_seconds=60.0,
-            known_step=-1,
-            watch=WatchConfig(),
-        )
-        watcher = Watcher(
-            seat,
-            lambda _port, r=rank: task(watcher.heartbeat, r),  # noqa: B023, of this fork alone
-            may_go_on=lambda: True,
-            has_outcome=lambda: True,
-        )
-        os._exit(watcher.run())
-    used = [os.wait4(pid, 0)[2] for pid in pids]
-    return [usage.ru_utime + usage.ru_stime for usage in used]
+    return run_under_watchers(folder, task, world_size=RANKS, watch=WatchConfig())
 
 
 def _parents(folder: Path, seconds: float) -> None:
     """The watchers of ranks that do nothing, beside the time that passes."""
 
-    def idle(_beat: Any, _rank: int) -> int:
+    def idle(_watcher: "Watcher", _port: int) -> int:
         time.sleep(seconds)
         return 0
 
     began = time.perf_counter()
-    cpu = _watched(folder / "idle" / "a" / "b", idle)
+    ends = _watched(folder / "idle", idle)
     wall = time.perf_counter() - began
-    for rank, spent in enumerate(cpu):
+    for rank, (_, spent) in enumerate(ends):
         what = "presides" if rank == 0 else "watches"
         print(
             f"  parent of rank {rank} ({what}): {spent:.3f} CPU-s in {wall:.1f} s, "
@@ -159,9 +140,9 @@ def _parents(folder: Path, seconds: float) -> None:
 
 def _hang(folder: Path) -> None:
     """From the last sign of life of a stopped rank to the report that names it."""
-    at = folder / "hang" / "a" / "b"
 
-    def steps(beat: Any, rank: int) -> int:
+    def steps(watcher: "Watcher", _port: int) -> int:
+        beat, rank = watcher.heartbeat, watcher.seat.rank
         first = not (folder / "struck").exists()
         beat.enter("between")
         for step in range(30):
@@ -176,8 +157,8 @@ def _hang(folder: Path) -> None:
             beat.step_done(step + 1, regime=0)
         return 0
 
-    _watched(at, steps)
-    event = json.loads((at / "event-0.json").read_text())
+    _watched(folder / "hang", steps)
+    event = json.loads((folder / "hang" / "attempts" / "a" / "event-0.json").read_text())
     struck, usual = map(float, (folder / "struck").read_text().split())
     print(
         f"  named {event['time'] - struck:.1f} s after its last sign, stacks of all ranks written; "

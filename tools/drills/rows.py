@@ -2,23 +2,7 @@
 
 from dataclasses import dataclass
 
-from tools.drills.cluster_faults import (
-    cancelled,
-    chain_stopped,
-    controller_away,
-    cut,
-    drained,
-    flap,
-    freeze,
-    lemon,
-    lose_node,
-    preempted,
-    prolog,
-    record_lost,
-    stopped,
-    time_limit,
-    two_copies,
-)
+from tools.drills.node_faults import cut, drained, flap, freeze, lemon, lose_node, prolog
 from tools.drills.rank_faults import (
     Inject,
     alternating,
@@ -34,6 +18,18 @@ from tools.drills.rank_faults import (
     watcher_killed,
     wrong_config,
 )
+from tools.drills.scheduler_faults import (
+    batch_shell_killed,
+    cancelled,
+    chain_stopped,
+    controller_away,
+    preempted,
+    record_lost,
+    stopped,
+    time_limit,
+    two_copies,
+)
+from tools.drills.slow_faults import stopped_by_turns
 from tools.drills.storage_faults import (
     changed_file,
     disk_full,
@@ -73,7 +69,10 @@ ROWS = [
     Row("10", "interpreter held", in_place("hold", "hang")),
     Row("12", "rank asleep in the loop", in_place("sleep", "hang")),
     Row("14", "hang at exit", lingers),
+    Row("15", "rank stopped and continued by turns", stopped_by_turns),
     Row("17", "power loss of rank 0's node", lose_node("n1")),
+    Row("17", "batch shell killed, resumed by hand", batch_shell_killed("resume")),
+    Row("17", "batch shell killed, seen from outside", batch_shell_killed("observe")),
     Row("18", "power loss of another node", lose_node("n2")),
     Row("19", "node frozen, comes back", freeze),
     Row("20", "network cut, mended", cut, net=True),

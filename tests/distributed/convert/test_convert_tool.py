@@ -1,9 +1,14 @@
 """tools.convert and tools.depth_upscale as commands: what they print, leave, and exit with."""
 
 import json
+import shutil
 
 from launch.cli import refusing
+from megatron_ext.checkpoint.folder import META, seal
+from megatron_ext.checkpoint.resumable import RUN
 from megatron_ext.convert.described import model_of
+from megatron_ext.convert.to_megatron import to_megatron
+from megatron_ext.digest import sha256_of
 from megatron_ext.evaluate import parity
 from megatron_ext.testing import run_on_ranks
 from tests.convert.models import make
@@ -61,3 +66,40 @@ def test_what_is_refused_exits_with_2_and_one_sentence(tmp_path, capsys):
     assert "GPT2LMHead is not known: choose one of" in said
     assert tool(convert.main, "inspect", tmp_path / "absent") == 2
     assert tool(depth_upscale.main, tmp_path / "no", tmp_path / "out", "--copy", "1:2") == 2
+
+
+def reseal(folder):
+    """As a checkpoint is written: the listing, then its seal."""
+    meta = json.loads((folder / META).read_text())
+    files = {
+        name: ((folder / name).stat().st_size, sha256_of(folder / name)) for name in meta["files"]
+    }
+    about = {key: value for key, value in meta.items() if key not in ("files", "format_version")}
+    seal(folder, about, files)
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path, capsys):
+    to_megatron(make("tied", tmp_path / "hf"), tmp_path / "good")
+
+    def refused(sentence, *commands):
+        for command in commands:
+            assert tool(convert.main, *command) == 2
+            said = capsys.readouterr().err
+            assert said.startswith("refused: ") and said.count("\n") == 1 and sentence in said
+
+    bad = shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    run = (bad / RUN).read_text()
+    capsys.readouterr()
+    inspect, diff = ("inspect", bad), ("diff", tmp_path / "good", bad)
+    (bad / RUN).write_text("[]")
+    refused(f"{bad / RUN} has", inspect, diff, ("megatron-to-hf", bad, tmp_path / "out"))
+    reseal(bad)
+    refused(f"{bad / RUN} does not describe a model", inspect)
+    (bad / RUN).write_text(run)
+    reseal(bad)
+    assert tool(convert.main, *inspect) == tool(convert.main, *diff) == 0
+    shard = max(bad.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    refused(f"{shard} has other bytes than were written", diff)

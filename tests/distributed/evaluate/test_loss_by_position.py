@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_ext.convert.described import model_of
 from megatron_ext.convert.to_megatron import to_megatron
 from megatron_ext.data.writer import CorpusWriter
 from megatron_ext.evaluate import alone
@@ -102,6 +103,16 @@ def test_the_tool_writes_curves_that_are_held_against_the_last(folder, capfd):
     assert plain["beyond"] == pytest.approx(np.mean(plain["loss"][2:]))
     assert (folder / "out" / "loss_by_position.png").read_bytes()[1:4] == b"PNG"
     assert "56-63" in capfd.readouterr().out
+
+
+def test_text_of_another_vocabulary_is_refused_before_the_model_is_built(folder):
+    rows = model_of(folder / "ours")[0].vocab_size
+    with CorpusWriter(folder / "other", dtype=np.uint16) as writer:
+        writer.add_document(np.append(np.zeros(LENGTH), rows))
+    words = [str(folder / "ours"), "--data", str(folder / "other"), "--length", str(LENGTH)]
+    sentence = f"--data holds token id {rows}, and .*ours has ids 0 to {rows - 1} "
+    with pytest.raises(ValueError, match=sentence):
+        tool.main(words)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,16 @@
 """Ranks that hang in different collectives: the report names who departed, and its frame."""
 
 import json
-import os
 import time
-import traceback
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from megatron_ext.parallel.waiting import waits
-from megatron_ext.resilience.chair import Seat
 from megatron_ext.resilience.config import WatchConfig
 from megatron_ext.resilience.watcher import Watcher
+from megatron_ext.testing import run_under_watchers
 
 STEPS, STRUCK = 12, 6
 
@@ -25,11 +23,12 @@ def _news(step: int) -> None:
     dist.broadcast(torch.ones(4), src=0)
 
 
-def _rank(watcher: Watcher, rank: int, ranks: int, folder: Path, generation: str) -> int:
+def _rank(watcher: Watcher, port: int, folder: Path) -> int:
     """Steps of two collectives; the odd one leaves out the first of them once."""
+    rank, ranks = watcher.seat.rank, watcher.seat.world_size
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting-{generation}", rank=rank, world_size=ranks
+        "gloo", init_method=f"file://{folder}/meeting-{port}", rank=rank, world_size=ranks
     )
     watcher.heartbeat.enter("between")
     waits().shown = watcher.heartbeat.calls
@@ -46,43 +45,19 @@ def _rank(watcher: Watcher, rank: int, ranks: int, folder: Path, generation: str
     return 0
 
 
-def _watch(seat: Seat, folder: Path) -> int:
-    def task(port: int) -> int:
-        return _rank(watcher, seat.rank, seat.world_size, folder, str(port))
-
-    watcher = Watcher(seat, task, may_go_on=lambda: True, has_outcome=lambda: False)
-    return watcher.run()
-
-
 def _run(folder: Path, ranks: int) -> dict:
     """The event of a run on real gloo ranks in which rank 1 skips an all-reduce."""
-    (folder / "attempts" / "a").mkdir(parents=True)
-    pids = []
-    for rank in range(ranks):
-        if pid := os.fork():
-            pids.append(pid)
-            continue
-        try:
-            seat = Seat(
-                rank=rank,
-                world_size=ranks,
-                host=f"n{rank}",
-                address="127.0.0.1",
-                folder=folder / "attempts" / "a",
-                first_seconds=60.0,
-                known_step=-1,
-                watch=WatchConfig(hang_unlearnt_seconds=5.0),
-            )
-
-            os._exit(_watch(seat, folder))
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(99)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    assert codes == [0] * ranks
+    attempt = folder / "attempts" / "a"
+    attempt.mkdir(parents=True)
+    ends = run_under_watchers(
+        attempt,
+        lambda watcher, port: _rank(watcher, port, folder),
+        world_size=ranks,
+        watch=WatchConfig(hang_unlearnt_seconds=5.0),
+    )
+    assert [end.code for end in ends] == [0] * ranks
     assert len(list(folder.glob("done-*"))) == ranks
-    event: dict = json.loads((folder / "attempts" / "a" / "event-0.json").read_text())
+    event: dict = json.loads((attempt / "event-0.json").read_text())
     return event
 
 

@@ -1,86 +1,19 @@
-"""Faults of nodes, of the network, of the scheduler, and what people do."""
+"""Faults of the scheduler and of its batch shell, and what people do."""
 
 import json
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tools.drills.cluster import Run
 from tools.drills.lab import INTERVAL, STEPS, Lab, left_behind
 from tools.drills.rank_faults import Inject, drill
 
+MIDDLE = 40 * INTERVAL  # steps of a run that is not over before a fault of it is noticed
 LONG = 1500  # steps of a run that is to be met in its middle
-
-
-def lose_node(node: str) -> Inject:
-    def inject(lab: Lab, name: str) -> list[str]:
-        run = lab.run(name).submit()
-        run.wait_step(INTERVAL + 2 + 3 * lab.seed)
-        lab.cluster.do("crash", node)
-        try:
-            run.wait_truth("finished", "given up")
-            run.wait_gone()
-            wrong = lab.check(run, causes=["node"])
-            if run.attempts()[0]["excluded"] != [node]:
-                wrong.append(f"E: {node} was not set aside: {run.attempts()[0]['excluded']}")
-            return wrong
-        finally:
-            lab.cluster.do("boot", node)
-            _all_idle(lab)
-
-    return inject
-
-
-def _all_idle(lab: Lab) -> None:
-    for _ in range(300):
-        if set(lab.cluster.slurm("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split()) == {
-            "idle"
-        }:
-            return
-        time.sleep(0.2)
-
-
-def freeze(lab: Lab, name: str) -> list[str]:
-    """A node stops answering and comes back after its job has gone on elsewhere."""
-    run = lab.run(name).submit()
-    run.wait_step(INTERVAL + 2)
-    lab.cluster.do("freeze", "n1")
-    run.wait(lambda: len(run.attempts()) > 1, seconds=400, what="a second attempt")
-    lab.cluster.do("thaw", "n1")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    _all_idle(lab)
-    return lab.check(run, causes=["node"])
-
-
-def flap(lab: Lab, name: str) -> list[str]:
-    """A node is away for less than any timeout: nothing is restarted."""
-    run = lab.run(name).submit()
-    run.wait_step(INTERVAL + 2)
-    lab.cluster.do("freeze", "n2")
-    time.sleep(2)
-    lab.cluster.do("thaw", "n2")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    wrong = lab.check(run)
-    if len(run.attempts()) != 1 or run.events():
-        wrong.append("E: restarted for a pause of two seconds")
-    return wrong
-
-
-def cut(lab: Lab, name: str) -> list[str]:
-    """A node's network cable is pulled, and plugged in later."""
-    run = lab.run(name).submit()
-    run.wait_step(INTERVAL + 2)
-    lab.cluster.do("cut", "n2")
-    run.wait(lambda: len(run.attempts()) > 1, seconds=400, what="a second attempt")
-    lab.cluster.do("mend", "n2")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    _all_idle(lab)
-    return lab.check(run, causes=["node"])
 
 
 def preempted(partition: str) -> Inject:
@@ -145,13 +78,17 @@ def stopped(lab: Lab, name: str) -> list[str]:
     return wrong + _resumes(lab, run)
 
 
-def _resumes(lab: Lab, run: Run) -> list[str]:
+def _resumes(lab: Lab, run: Run, *, steps: int = STEPS) -> list[str]:
     done = run.cluster.python("launch.resume", str(run.folder))
     if done.returncode:
         return [f"launch.resume: {done.stderr}"]
+    return _ends_well(lab, run, steps=steps)
+
+
+def _ends_well(lab: Lab, run: Run, *, steps: int) -> list[str]:
     run.wait_truth("finished", "given up")
     run.wait_gone()
-    return lab.check(run)
+    return lab.check(run, steps=steps)
 
 
 def controller_away(lab: Lab, name: str) -> list[str]:
@@ -181,46 +118,6 @@ def record_lost(lab: Lab, name: str) -> list[str]:
     if run.attempts() and run.status()["truth"] == "finished":
         return wrong + lab.check(run)
     return wrong + _resumes(lab, run)
-
-
-def prolog(lab: Lab, name: str) -> list[str]:
-    """The site's prolog fails on one node: Slurm drains it, and the run starts on the others."""
-    flag = lab.cluster.folder / "prolog-fails-n1"
-    flag.touch()
-    try:
-        run = lab.run(name).submit()
-        run.wait_step(1)
-        if "drain" not in lab.cluster.slurm("sinfo", "-h", "-N", "-n", "n1", "-o", "%T"):
-            return ["E: n1 is not drained"]
-    finally:
-        flag.unlink()
-        lab.cluster.slurm("scontrol", "update", "NodeName=n1", "State=RESUME")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    nodes = [a["nodes"] for a in run.attempts()]
-    return lab.check(run) + ([] if nodes == [["n2", "n3"]] else [f"E: ran on {nodes}"])
-
-
-def lemon(lab: Lab, name: str) -> list[str]:
-    """Whatever runs on one node dies: set aside at the second strike, and no other node ever."""
-    run = lab.run(name, "slurm.restart.in_job=0", steps=STEPS).submit()
-    for strike in range(2):
-        run.wait(lambda n=strike: len(run.attempts()) > n, seconds=900, what="an attempt")
-        run.wait_step(INTERVAL + 2)
-        run.wait(lambda: len(run.rank_pids("n2", 1)) > 1, seconds=400, what="a rank on n2")
-        os.kill(run.rank_pids("n2", 1)[1], signal.SIGKILL)
-        run.wait(lambda n=strike: _ended(run) > n, seconds=300, what="its end")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    excluded = [a["excluded"] for a in run.attempts()]
-    wrong = [] if excluded == [[], ["n2"], []] else [f"E: set aside {excluded}"]
-    if run.attempts()[-1]["nodes"] != ["n1", "n3"]:
-        wrong.append(f"E: the last attempt ran on {run.attempts()[-1]['nodes']}")
-    return wrong + lab.check(run, causes=["process"])
-
-
-def _ended(run: Run) -> int:
-    return sum(a["ended"] is not None for a in run.attempts())
 
 
 def chain_stopped(lab: Lab, name: str) -> list[str]:
@@ -265,16 +162,44 @@ def two_copies(lab: Lab, name: str) -> list[str]:
     return lab.check(run)
 
 
-def drained(lab: Lab, name: str) -> list[str]:
-    """Too few nodes: it waits, says why, and starts by itself when they are back."""
-    for node in ("n2", "n3"):
-        lab.cluster.slurm("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=drill")
-    run = lab.run(name).submit()
-    time.sleep(4)
-    status = run.status()
-    wrong = [] if status["truth"] == "waiting" and status["cause"] else [f"E: {status['truth']}"]
-    for node in ("n2", "n3"):
-        lab.cluster.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    return wrong + lab.check(run)
+def batch_shell_killed(by: str) -> Inject:
+    """The batch shell is killed by itself: the ranks save, Slurm ends the job for good.
+
+    ``by``: what goes on with it, launch.resume by hand or launch.observe from cron.
+    """
+
+    def inject(lab: Lab, name: str) -> list[str]:
+        run = lab.run(name, steps=MIDDLE).submit()
+        run.wait_step(INTERVAL + 2 + 3 * lab.seed)
+        os.kill(_batch_shell(run), signal.SIGKILL)
+        run.wait_gone()
+        run.wait(lambda: not left_behind(run), seconds=120, what="the end of its ranks")
+        facts = lab.cluster.slurm("scontrol", "-o", "show", "job", run.job_id)
+        wrong = [] if "JobState=FAILED" in facts else [f"E: Slurm says {facts[:200]}"]
+        status = run.status()
+        if (status["truth"], status["cause"]) != ("stopped", "terminated"):
+            wrong.append(f"E: {status['truth']}, {status['cause']}")
+        if status["saved_step"] != status["step"]:
+            wrong.append(f"E: saved step {status['saved_step']} of {status['step']}")
+        if by == "resume":
+            return wrong + _resumes(lab, run, steps=MIDDLE)
+        words = ("launch.observe", str(run.folder), "--once", "--silence=10")
+        looks = lambda: run.cluster.python(*words).returncode == 1  # noqa: E731
+        run.wait(looks, seconds=120, what="an action of the observer")
+        return wrong + _ends_well(lab, run, steps=MIDDLE)
+
+    return inject
+
+
+def _batch_shell(run: Run) -> int:
+    """Its process; a fork of it, such as for a ``sleep``, has it as its parent."""
+    shells: dict[int, int] = {}
+    for pid in run.cluster.do("pids", "n1", f"SLURM_JOB_ID={run.job_id}").split():
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if b"slurm_script" in words:
+            shells[int(pid)] = int(stat[1])
+    return next(pid for pid, parent in shells.items() if parent not in shells)
