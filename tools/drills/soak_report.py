@@ -11,7 +11,7 @@ from tools.drills.cluster import Run
 from tools.drills.lab import curve, damaged, final_state, left_behind
 
 PROJECTIONS = ((1024, 7.9), (16384, 3.1))  # GPUs, hours between failures (docs/reliability.md)
-SAVE_MINUTES, STALL = 5.0, 0.005  # between saves, and the share of a step time that they cost
+SAVE_MINUTES, STALL = 5.0, 0.004  # between saves; share of step time, by tools.bench.checkpoint
 
 
 @dataclass
@@ -74,7 +74,7 @@ def project(repair_seconds: float) -> list[str]:
     """Effective share at real failure rates, if a failure costs what it cost here."""
     lines = [
         f"projected with {repair_seconds:.0f} s a failure (measured: detection, restart), half of "
-        f"{SAVE_MINUTES:g} min between saves, {STALL:.1%} for saves (assumed):"
+        f"{SAVE_MINUTES:g} min between saves, {STALL:.1%} for saves (measured apart):"
     ]
     for gpus, hours in PROJECTIONS:
         lost = (repair_seconds + SAVE_MINUTES * 60 / 2) / (hours * 3600) + STALL
