@@ -48,14 +48,17 @@ class WatchConfig:
     """Deadline of a section that has been seen fewer than ten times."""
 
     on_bad_step: str = "skip"
-    """After a NaN, Inf or loss spike that stays when the step is run again: ``stop``, ``skip`` the
+    """After a NaN, Inf or spike that stays when the step is run again: ``stop``, ``skip`` the
     step's samples, or ``rewind`` to the newest checkpoint and pass over all samples since."""
 
     spike_factor: float = 10.0
     """A loss above this times the running median is a spike; 0 never."""
 
+    grad_spike_factor: float = 10.0
+    """A gradient norm, before clipping, above this times its running median is a spike; 0 never."""
+
     spike_window_steps: int = 128
-    """Steps that the running median is taken over."""
+    """Steps that the running medians are taken over."""
 
     max_interventions: int = 10
     """Skips and rewinds before the run stops and asks for a person."""
@@ -85,11 +88,12 @@ class WatchConfig:
             raise unknown_choice("watch.on_bad_step", self.on_bad_step, ON_BAD_STEP)
         for fault in self.drill:
             fault.check()
-        if 0 < self.spike_factor <= 1:
-            raise ValueError(
-                f"watch.spike_factor={self.spike_factor} is not above 1: every step would be a "
-                f"spike. Use 0 to look for none."
-            )
+        for key in ("spike_factor", "grad_spike_factor"):
+            if (factor := getattr(self, key)) and not factor > 1:
+                raise ValueError(
+                    f"watch.{key}={factor} is not above 1: every other step would be a spike. "
+                    f"Use 0 to look for none."
+                )
         if self.straggler_interval_steps < 0:
             raise ValueError(
                 f"watch.straggler_interval_steps={self.straggler_interval_steps} is below 0: give "

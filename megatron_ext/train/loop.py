@@ -117,6 +117,7 @@ class Trainer:
             self.numerics.replay(self.state)
             result = self._try_step()
             if result.approved:
+                self.numerics.taken(result.loss, result.grad_norm)
                 return result
             if self.numerics.first_time(self.state):
                 continue
@@ -147,7 +148,7 @@ class Trainer:
             groups=self.groups,
             # Every token counts where documents are not kept apart.
             loss_tokens=None if packed else size * phase.seq_length,
-            approve=self.numerics.approve,
+            judge=self.numerics,
         )
 
     def learning_rate(self) -> float:

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.classify import CLASSES, INFRASTRUCTURE, Failure
-from megatron_ext.resilience.config import RestartConfig
+from megatron_ext.resilience.config import RestartConfig, WatchConfig
 from megatron_ext.resilience.policy import ACTIONS, Decision, decide, set_aside
 
 RESTART = RestartConfig()
@@ -110,3 +110,10 @@ def test_any_order_of_failures_gives_a_known_action_and_a_bounded_wait() -> None
             decision = _after(history, failure, progressed=chance.random() < 0.3)
             assert decision.action in ACTIONS
             assert 0 <= decision.delay_seconds <= 600
+
+
+@pytest.mark.parametrize("key", ["spike_factor", "grad_spike_factor"])
+def test_a_factor_that_every_step_would_be_above_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"watch.{key}=0.5 is not above 1"):
+        WatchConfig(**{key: 0.5}).check()
+    WatchConfig(**{key: 0.0}).check()

@@ -147,15 +147,19 @@ def alternating(lab: Lab, name: str) -> list[str]:
     return wrong
 
 
-def flipped(lab: Lab, name: str) -> list[str]:
-    """One rank's weight changes silently: found before the next save, and undone by going back."""
-    run = lab.run(name, drill("flip"), "watch.replica_interval_steps=5").submit()
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    wrong = lab.check(run)
-    if not any("replica checksums differ" in e["headline"] for e in run.events()):
-        wrong.append(f"E: {run.events()}")
-    return wrong
+def replica(kind: str) -> Inject:
+    """One rank's weight changes silently: found before the next save, undone by going back."""
+
+    def inject(lab: Lab, name: str) -> list[str]:
+        run = lab.run(name, drill(kind), "watch.replica_interval_steps=5").submit()
+        run.wait_truth("finished", "given up")
+        run.wait_gone()
+        wrong = lab.check(run)
+        if not any("replica checksums differ" in e["headline"] for e in run.events()):
+            wrong.append(f"E: {run.events()}")
+        return wrong
+
+    return inject
 
 
 def torchrun(lab: Lab, name: str) -> list[str]:

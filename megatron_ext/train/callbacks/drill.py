@@ -55,10 +55,12 @@ class Drill(Callback):
             self._lasting.append(fault.kind)
             return
         parameter = next(p for p in trainer.model[0].parameters() if p.requires_grad)
-        if fault.kind == "flip":
-            # The sign bit of one weight, as a cosmic ray would: nothing reports it.
+        if fault.kind in ("flip", "ulp"):
+            # The first or the last bit of one weight, as a cosmic ray would: nothing reports it.
             with torch.no_grad():
-                parameter.view(-1)[0].neg_()
+                weight = parameter.view(-1)[:1]
+                next_up = torch.nextafter(weight, torch.full_like(weight, torch.inf))
+                weight.copy_(-weight if fault.kind == "flip" else next_up)
             return
         fired: list[bool] = []
         place = trainer.state.phase_samples
@@ -75,7 +77,8 @@ class Drill(Callback):
                 lambda _module, _given, loss: loss * 1000 if now() else loss
             )
         else:
-            hook = parameter.register_hook(lambda g: g * float("nan") if now() else g)
+            by = 1e6 if fault.kind.startswith("steep") else float("nan")
+            hook = parameter.register_hook(lambda g: g * by if now() else g)
         self._hooks.append(hook)
 
     def before_save(self, trainer: "Trainer") -> None:
