@@ -34,7 +34,8 @@ class Child:
         code = 1
         try:
             os.setsid()  # so that what it starts ends with it
-            for number in FORWARDED:
+            signal.set_wakeup_fd(-1)  # it is the parent's
+            for number in (*FORWARDED, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
             file = open(self._stacks, "w")  # noqa: SIM115, stays open for faulthandler
             faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)

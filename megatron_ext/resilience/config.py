@@ -42,7 +42,8 @@ class WatchConfig:
     """Start the ranks again when one makes no progress for longer than its deadline."""
 
     hang_floor_seconds: float = 5.0
-    """A section's deadline is 3 x its 99th percentile plus this."""
+    """A step that stands still is named within 3 x the 99th percentile of its kind plus this, of
+    which the last two seconds go to the stacks of all ranks."""
 
     hang_unlearnt_seconds: float = 900.0
     """Deadline of a section that has been seen fewer than ten times."""

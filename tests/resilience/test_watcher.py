@@ -15,8 +15,8 @@ import pytest
 from megatron_ext.resilience.chair import Seat
 from megatron_ext.resilience.child import Child
 from megatron_ext.resilience.config import WatchConfig
-from megatron_ext.resilience.council import Council
-from megatron_ext.resilience.deadlines import ENOUGH, Deadlines
+from megatron_ext.resilience.council import STACK_SECONDS, Council
+from megatron_ext.resilience.deadlines import ENOUGH, NAMING_SECONDS, Deadlines
 from megatron_ext.resilience.heartbeat import Heartbeat
 from megatron_ext.resilience.watcher import Watcher
 
@@ -239,6 +239,20 @@ def test_a_lost_connection_that_is_heard_of_first_is_still_an_echo() -> None:
     assert (council.event.rank, council.event.headline) == (1, "MemoryError")
 
 
+def test_a_late_rank_is_forgiven_when_it_goes_on_before_it_is_named() -> None:
+    council = Council(1, 10.0, 0.0)
+    status = {"generation": 0, "alive": True, "code": None, "step": 7, "count": 20, "host": "n0"}
+    status |= {"section": "step", "process": "S", "error": "", "calls": 3, "call": "", "frame": ""}
+    status |= {"unfit": ""}
+    council.hear(0, {**status, "overdue": 0.0}, 0.0)
+    council.tick(0.0)
+    council.hear(0, {**status, "overdue": 3.4}, 1.0)
+    assert [order.verb for order in council.tick(1.0)] == ["stacks"]
+    council.hear(0, {**status, "overdue": 0.0}, 1.0 + STACK_SECONDS)
+    assert council.tick(1.1 + STACK_SECONDS) == []
+    assert (council.phase, council.event) == ("run", None)
+
+
 def test_ranks_that_never_come_are_named() -> None:
     council = Council(2, 10.0, 0.0)
     assert council.tick(9.0) == []
@@ -257,7 +271,10 @@ def test_deadlines_are_learnt_for_each_amount_of_work_and_saves_have_their_own()
         beat.step_done(step + 1, regime=8)
         deadlines.observe(beat.read())
         beat.enter("step")
-    assert 5.0 <= deadlines.seconds(beat.read()) < 6.0
+    # By 3 x p99 + 5 s it is named: stacks are asked for that much earlier.
+    bar = 3 * beat.read().p99_seconds + 5.0
+    assert deadlines.seconds(beat.read()) == pytest.approx(bar - NAMING_SECONDS)
+    assert STACK_SECONDS < NAMING_SECONDS < 5.0
     beat.step_done(ENOUGH + 1, regime=16)
     beat.enter("step")
     assert deadlines.seconds(beat.read()) == 900.0
