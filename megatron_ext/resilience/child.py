@@ -42,7 +42,7 @@ class Child:
             code = task()
         except BaseException as error:
             traceback.print_exc()
-            code = 2 if isinstance(error, ValueError) else 1
+            code = getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1)
             line = traceback.format_exception_only(error)[-1].strip()[:500]
             write_text(self._error, line)
         finally:

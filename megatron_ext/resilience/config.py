@@ -52,6 +52,10 @@ class WatchConfig:
     """After a NaN, Inf or spike that stays when the step is run again: ``stop``, ``skip`` the
     step's samples, or ``rewind`` to the newest checkpoint and pass over all samples since."""
 
+    rerun_elsewhere: bool = True
+    """Take a step whose NaN or Inf stays, on one node alone, once more without that node before
+    ``on_bad_step``, where Slurm has a spare one. Sound there: the node is at fault."""
+
     spike_factor: float = 10.0
     """A loss above this times the running median is a spike; 0 never."""
 

@@ -58,10 +58,14 @@ class Numerics:
         if grad_norm > 0:  # 0 where fp16 passed the update over
             self._norms.append(grad_norm)
 
+    def tried(self, state: TrainState) -> bool:
+        """Whether the step at this place was bad just now."""
+        return self._tried == (state.phase, state.phase_samples)
+
     def first_time(self, state: TrainState) -> bool:
         """Whether the fault is new at this place: then the step is only run again."""
-        place = (state.phase, state.phase_samples)
-        new, self._tried = place != self._tried, place
+        new = not self.tried(state)
+        self._tried = (state.phase, state.phase_samples)
         if new:
             log.warning("step %d: %s; running the step again", state.step + 1, self.fault)
         return new
