@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_ext.resilience.blame import culprit
-from megatron_ext.resilience.suspicions import SUSPECT_EXIT
+from megatron_ext.resilience.suspicions import SUSPECT_EXIT, UNSOUND_EXIT
 
 PEER_SECONDS = 8.0  # silence of a watcher that means its node is lost
 ECHO_SECONDS = 1.0  # after the first death, others are let die so that the true cause is seen
@@ -192,7 +192,7 @@ class Council:
         if code < 0:
             return self._event("process", first, f"rank {first} was ended by signal {-code}")
         name = "config" if code == 2 and dead[first].step == 0 else "crash"
-        name = "suspect" if code == SUSPECT_EXIT else name
+        name = {SUSPECT_EXIT: "suspect", UNSOUND_EXIT: "numerics"}.get(code, name)
         return self._event(name, first, dead[first].error or f"rank {first} exit code {code}")
 
     def _judge_hang(self) -> Event:

@@ -5,7 +5,9 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-SUSPECT_EXIT = 16  # Megatron's rerun machine: go on elsewhere, to tell hardware from the data
+# Exit codes of ranks, those of Megatron's rerun machine.
+SUSPECT_EXIT = 16  # go on elsewhere, to tell hardware from the data
+UNSOUND_EXIT = 17  # a result is not sound wherever it is computed
 VERDICTS = {
     "hardware": "sound on other nodes: the suspect stays set aside",
     "workload": "as bad elsewhere: the samples are to blame, and the suspect comes back",

@@ -12,10 +12,17 @@ import torch
 import torch.distributed as dist
 
 from megatron_ext.resilience.config import WatchConfig
+from megatron_ext.resilience.suspicions import UNSOUND_EXIT
 from megatron_ext.train.state import TrainState
 
 log = logging.getLogger(__name__)
 ENOUGH = 16  # steps before a median means something
+
+
+class UnsoundError(FloatingPointError):
+    """Steps are bad beyond what the run may pass over."""
+
+    exit_code = UNSOUND_EXIT
 
 
 class Numerics:
@@ -74,11 +81,11 @@ class Numerics:
         """``skip`` or ``rewind``.
 
         Raises:
-            FloatingPointError: interventions are spent, or the run wants none.
+            UnsoundError: interventions are spent, or the run wants none.
         """
         done = len(self._past)
         if self._watch.on_bad_step == "stop" or done >= self._watch.max_interventions:
-            raise FloatingPointError(
+            raise UnsoundError(
                 f"{self.fault} at step {state.step + 1} again, after {done} interventions"
             )
         return self._watch.on_bad_step

@@ -63,7 +63,8 @@ def test_an_attempt_begins_with_a_lease_a_record_and_the_words_of_its_step(tmp_p
     assert lease.holder(tmp_path / "run") == folder.name
     words = (folder / "step").read_text().splitlines()
     assert words[-3:] == ["-m", "launch.rank", f"{tmp_path}/run/config.yaml"]
-    assert f"--export=ALL,MEGATRON_EXT_ATTEMPT={folder.name}" in words
+    export = f"--export=ALL,MEGATRON_EXT_ATTEMPT={folder.name},MEGATRON_EXT_SPARE_NODE=0"
+    assert export in words
     assert look(tmp_path / "run").attempts[0]["number"] == 0
 
 

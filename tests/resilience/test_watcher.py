@@ -18,7 +18,7 @@ from megatron_ext.resilience.config import WatchConfig
 from megatron_ext.resilience.council import STACK_SECONDS, Council
 from megatron_ext.resilience.deadlines import ENOUGH, NAMING_SECONDS, Deadlines
 from megatron_ext.resilience.heartbeat import Heartbeat
-from megatron_ext.resilience.suspicions import SUSPECT_EXIT
+from megatron_ext.resilience.suspicions import SUSPECT_EXIT, UNSOUND_EXIT
 from megatron_ext.resilience.watcher import Watcher
 
 STEPS = 40
@@ -240,7 +240,13 @@ def test_a_lost_connection_that_is_heard_of_first_is_still_an_echo() -> None:
     assert (council.event.rank, council.event.headline) == (1, "MemoryError")
 
 
-def test_a_suspected_rank_is_named_before_echoes_and_not_started_in_place() -> None:
+@pytest.mark.parametrize(
+    ("code", "blamed", "name", "verbs"),
+    [(SUSPECT_EXIT, 1, "suspect", ["end"]), (UNSOUND_EXIT, 0, "numerics", ["start"])],
+)
+def test_exit_codes_of_bad_steps_are_facts(
+    code: int, blamed: int, name: str, verbs: list[str]
+) -> None:
     council = Council(2, 10.0, 0.0)
     status = {"generation": 0, "alive": True, "code": None, "step": 7, "count": 20, "error": ""}
     status |= {"section": "step", "overdue": 0.0, "process": "S", "calls": 3, "call": ""}
@@ -252,11 +258,14 @@ def test_a_suspected_rank_is_named_before_echoes_and_not_started_in_place() -> N
     council.hear(0, dead, 1.0)
     council.tick(1.0)
     council.hear(1, {**dead, "host": "n1", "code": SUSPECT_EXIT, "error": "a NaN again"}, 1.5)
-    assert [(o.verb, o.event) for o in council.tick(2.5)] == [("kill", None)]
-    (order,) = council.tick(2.6)
-    assert (order.verb, order.event) == ("end", council.event)
+    if code == UNSOUND_EXIT:  # of all ranks
+        council.hear(0, {**dead, "code": code}, 1.0)
+        council.hear(1, {**dead, "host": "n1", "code": code}, 1.5)
+    assert [order.verb for order in council.tick(2.5)] == ["kill"]
     assert council.event is not None
-    assert (council.event.name, council.event.node) == ("suspect", "n1")
+    assert (council.event.name, council.event.rank) == (name, blamed)
+    # A suspected rank comes before echoes, and is not started in place.
+    assert [order.verb for order in council.tick(2.6)] == verbs
 
 
 def test_a_late_rank_is_forgiven_when_it_goes_on_before_it_is_named() -> None:
