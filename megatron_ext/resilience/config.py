@@ -57,10 +57,11 @@ class WatchConfig:
     ``on_bad_step``, where Slurm has a spare one. Sound there: the node is at fault."""
 
     spike_factor: float = 10.0
-    """A loss above this times the running median is a spike; 0 never."""
+    """A loss above this times the running median is a spike; 0 never. In a window with peaks of
+    its own it takes more: twice the square of the largest over the median."""
 
     grad_spike_factor: float = 10.0
-    """A gradient norm, before clipping, above this times its running median is a spike; 0 never."""
+    """The same for the gradient norm, before clipping."""
 
     spike_window_steps: int = 128
     """Steps that the running medians are taken over."""

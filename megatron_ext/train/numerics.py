@@ -127,13 +127,18 @@ class Numerics:
 
 
 def _spike(what: str, value: float, past: deque[float], factor: float) -> str:
-    """What to say of a value above ``factor`` times the median of its past; else empty."""
+    """What to say of a value above ``factor`` times the median of its past; else empty.
+
+    Some models' norms have peaks of their own. On a logarithmic scale, a value has to be twice as
+    far above the median as the largest of the window is, and a factor of 2 more.
+    """
     if not factor or len(past) < ENOUGH:
         return ""
     median = statistics.median(past)
+    factor = max(factor, 2 * (max(past) / median) ** 2) if median > 0 else factor
     if value <= factor * median:
         return ""
-    return f"{what} {value:.3f} is above {factor:g} x the median {median:.3f}"
+    return f"{what} {value:.3f} is above {factor:.3g} x the median {median:.3f}"
 
 
 def _finite_everywhere(chunks: list[Any]) -> bool:
