@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from launch import scheduler
 from launch.health import bad_nodes
-from megatron_ext.resilience import attempts, lease
+from megatron_ext.resilience import attempts, lease, suspicions
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.classify import Evidence, Failure, classify
 from megatron_ext.resilience.config import RestartConfig
 from megatron_ext.resilience.outcome import read_outcome
-from megatron_ext.resilience.policy import DAY, Decision, decide
+from megatron_ext.resilience.policy import DAY, Decision, decide, room
 from megatron_ext.resilience.progress import newest_step, took_steps
 from megatron_ext.resilience.stop import stop_file
 from megatron_ext.resilience.stragglers import known
@@ -101,6 +101,7 @@ def judge(
 ) -> tuple[Decision, int]:
     """The policy's decision on ``failure``, and the step that the run stands at."""
     step = newest_step(run_dir)
+    release(run_dir)
     past = [a for a in attempts.history(run_dir) if a.attempt != attempt.attempt]
     decision = decide(
         failure,
@@ -116,7 +117,27 @@ def judge(
 def _pool(attempt: Attempt, job: "JobConfig | None") -> int:
     if not attempt.job_id:
         return 1
-    return scheduler.pool_size(job.cluster.partition if job else "")
+    return len(scheduler.pool(job.cluster.partition if job else "")) or 1
+
+
+def spare_node(run_dir: Path, job: "JobConfig", attempt: Attempt) -> bool:
+    """Whether the policy would set a suspected node of ``attempt`` aside, and another is there."""
+    restart, past = job.slurm.restart, attempts.history(run_dir)
+    if not attempt.job_id or not job.slurm.requeue or restart.log_only:
+        return False
+    pool = scheduler.pool(job.cluster.partition)
+    if not room(past, config=restart, pool=len(pool), now=time.time()):
+        return False
+    others = pool - {*attempt.nodes, *set_aside(run_dir), *job.slurm.exclude}
+    return bool(others - set(scheduler.unusable(sorted(others))))
+
+
+def release(run_dir: Path) -> None:
+    """Take nodes back whose bad step was as bad on others: the samples were to blame."""
+    cleared = {s.attempt for s in suspicions.known(run_dir).values() if s.verdict == "workload"}
+    for past in attempts.history(run_dir) if cleared else []:
+        if past.attempt in cleared and past.excluded:
+            attempts.append(run_dir, replace(past, excluded=[], suspects=[]))
 
 
 def closed(

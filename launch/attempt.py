@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import scheduler
-from launch.after_attempt import close_silent, conclude, perform
+from launch.after_attempt import close_silent, conclude, perform, spare_node
 from launch.cli import refusing
 from launch.step_words import step_words
 from launch.truth import queued
@@ -126,7 +126,8 @@ def start_attempt(
         step_before=newest_step(run_dir),
     )
     attempts.append(run_dir, attempt)
-    write_text(folder / "step", "\n".join(step_words(job, run_dir, attempt, environ)) + "\n")
+    words = step_words(job, run_dir, attempt, environ, spare=spare_node(run_dir, job, attempt))
+    write_text(folder / "step", "\n".join(words) + "\n")
     print(attempt.line(), file=sys.stderr, flush=True)
     return folder
 

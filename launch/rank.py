@@ -116,7 +116,7 @@ def _furthest_failure(run_dir: Path) -> int:
     for path in run_dir.glob("attempts/*/*event*.json"):
         try:
             event = json.loads(path.read_text())
-            if event.get("class") in ("crash", "process", "hang", "short_exit"):
+            if event.get("class") in ("crash", "process", "hang", "short_exit", "numerics"):
                 steps.append(int(event["step"]))
         except (OSError, ValueError, KeyError):
             continue

@@ -91,10 +91,10 @@ def unusable(nodes: list[str]) -> dict[str, str]:
     return {node: state for node, state in states.items() if UNUSABLE.search(state)}
 
 
-def pool_size(partition: str = "") -> int:
-    """Nodes that a job could be given, whatever they do now; 1 when nobody answers."""
+def pool(partition: str = "") -> set[str]:
+    """Nodes that a job could be given, whatever they do now; none when nobody answers."""
     words = ["sinfo", "-h", "-N", "-o", "%N"] + ([f"--partition={partition}"] if partition else [])
-    return len(set((ask(*words) or "").split())) or 1
+    return set((ask(*words) or "").split())
 
 
 def requeue(job_id: str, *, exclude: list[str], tries: int = 6) -> bool:

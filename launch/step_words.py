@@ -15,9 +15,18 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def step_words(
-    job: "JobConfig", run_dir: Path, attempt: Attempt, environ: Mapping[str, str]
+    job: "JobConfig",
+    run_dir: Path,
+    attempt: Attempt,
+    environ: Mapping[str, str],
+    *,
+    spare: bool = False,
 ) -> list[str]:
-    """Options of srun and the command of each task of ``attempt``."""
+    """Options of srun and the command of each task of ``attempt``.
+
+    ``spare``: a suspected node could be done without. Under torchrun's agents, which know no exit
+    codes of ranks, none is.
+    """
     tasks = _tasks_per_node(job, environ)
     per_node = 1 if job.cluster.launcher == "torchrun" else tasks
     words = [
@@ -31,7 +40,8 @@ def step_words(
         "--open-mode=append",
         f"--output={run_dir}/logs/attempt-{attempt.number}.log",
         # All that the batch shell has, which is a short list already, and the attempt.
-        f"--export=ALL,MEGATRON_EXT_ATTEMPT={attempt.attempt}",
+        f"--export=ALL,MEGATRON_EXT_ATTEMPT={attempt.attempt}"
+        f",MEGATRON_EXT_SPARE_NODE={int(spare and job.cluster.launcher != 'torchrun')}",
         *_container(job, run_dir),
     ]
     if job.cluster.cpus_per_task:

@@ -25,6 +25,9 @@ class Env:
     attempt: str = ""
     """The attempt that this process belongs to, which must hold the run's lease to write."""
 
+    spare_node: bool = False
+    """Slurm has a node that could take the place of one of the attempt's."""
+
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> "Env":
         """Read torchrun's variables if they are there, else srun's, else be alone.
@@ -34,11 +37,12 @@ class Env:
         """
         environ = os.environ if environ is None else environ
         attempt = environ.get("MEGATRON_EXT_ATTEMPT", "")
+        spare = environ.get("MEGATRON_EXT_SPARE_NODE", "") == "1"
         if "RANK" in environ or "WORLD_SIZE" in environ:
-            return replace(cls._torchrun(environ), attempt=attempt)
+            return replace(cls._torchrun(environ), attempt=attempt, spare_node=spare)
         if _number(environ, "SLURM_STEP_NUM_TASKS", 1) > 1:
-            return replace(cls._srun(environ), attempt=attempt)
-        return cls(attempt=attempt)
+            return replace(cls._srun(environ), attempt=attempt, spare_node=spare)
+        return cls(attempt=attempt, spare_node=spare)
 
     @classmethod
     def _torchrun(cls, environ: Mapping[str, str]) -> "Env":

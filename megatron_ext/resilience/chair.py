@@ -43,8 +43,11 @@ class Seat:
 
 
 def tick_seconds(world_size: int) -> float:
-    """Between reports of one watcher: those of all of them stay below five hundred a second."""
-    return min(1.0, 0.2 * max(1.0, world_size / 64))
+    """Between reports of one watcher: those of all of them stay below five hundred a second.
+
+    What cannot wait for the next one, a death or a rank that is late, is reported at once.
+    """
+    return min(1.0, 0.5 * max(1.0, world_size / 256))
 
 
 def record_event(folder: Path, event: dict[str, Any]) -> None:
@@ -74,6 +77,11 @@ class Chair:
         self._links = Links(seat.host)
         self._tick = tick_seconds(seat.world_size)
         self._pinged = self._shown = 0.0
+
+    @property
+    def calm(self) -> bool:
+        """Nothing is waited for but reports."""
+        return self._council.phase in ("run", "over")
 
     def sockets(self) -> list[Any]:
         """The server and every connection."""

@@ -34,14 +34,15 @@ class Child:
         code = 1
         try:
             os.setsid()  # so that what it starts ends with it
-            for number in FORWARDED:
+            signal.set_wakeup_fd(-1)  # it is the parent's
+            for number in (*FORWARDED, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
             file = open(self._stacks, "w")  # noqa: SIM115, stays open for faulthandler
             faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
             code = task()
         except BaseException as error:
             traceback.print_exc()
-            code = 2 if isinstance(error, ValueError) else 1
+            code = getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1)
             line = traceback.format_exception_only(error)[-1].strip()[:500]
             write_text(self._error, line)
         finally:

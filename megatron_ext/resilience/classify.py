@@ -26,6 +26,7 @@ CLASSES = {
     "checkpoint": "a checkpoint is damaged or does not fit",
     "data": "a record or data file is bad",
     "numerics": "NaN, Inf or a spike beyond what the policy may pass over",
+    "suspect": "one node alone got a step wrong twice: to be taken again without it",
     "config": "the configuration or the installation is wrong",
     "scheduler": "the scheduler refused or could not be reached",
 }

@@ -42,20 +42,29 @@ class WatchConfig:
     """Start the ranks again when one makes no progress for longer than its deadline."""
 
     hang_floor_seconds: float = 5.0
-    """A section's deadline is 3 x its 99th percentile plus this."""
+    """A step that stands still is named within 3 x the 99th percentile of its kind plus this, of
+    which the last two seconds go to the stacks of all ranks."""
 
     hang_unlearnt_seconds: float = 900.0
     """Deadline of a section that has been seen fewer than ten times."""
 
     on_bad_step: str = "skip"
-    """After a NaN, Inf or loss spike that stays when the step is run again: ``stop``, ``skip`` the
+    """After a NaN, Inf or spike that stays when the step is run again: ``stop``, ``skip`` the
     step's samples, or ``rewind`` to the newest checkpoint and pass over all samples since."""
 
+    rerun_elsewhere: bool = True
+    """Take a step whose NaN or Inf stays, on one node alone, once more without that node before
+    ``on_bad_step``, where Slurm has a spare one. Sound there: the node is at fault."""
+
     spike_factor: float = 10.0
-    """A loss above this times the running median is a spike; 0 never."""
+    """A loss above this times the running median is a spike; 0 never. In a window with peaks of
+    its own it takes more: twice the square of the largest over the median."""
+
+    grad_spike_factor: float = 10.0
+    """The same for the gradient norm, before clipping."""
 
     spike_window_steps: int = 128
-    """Steps that the running median is taken over."""
+    """Steps that the running medians are taken over."""
 
     max_interventions: int = 10
     """Skips and rewinds before the run stops and asks for a person."""
@@ -85,11 +94,12 @@ class WatchConfig:
             raise unknown_choice("watch.on_bad_step", self.on_bad_step, ON_BAD_STEP)
         for fault in self.drill:
             fault.check()
-        if 0 < self.spike_factor <= 1:
-            raise ValueError(
-                f"watch.spike_factor={self.spike_factor} is not above 1: every step would be a "
-                f"spike. Use 0 to look for none."
-            )
+        for key in ("spike_factor", "grad_spike_factor"):
+            if (factor := getattr(self, key)) and not factor > 1:
+                raise ValueError(
+                    f"watch.{key}={factor} is not above 1: every other step would be a spike. "
+                    f"Use 0 to look for none."
+                )
         if self.straggler_interval_steps < 0:
             raise ValueError(
                 f"watch.straggler_interval_steps={self.straggler_interval_steps} is below 0: give "

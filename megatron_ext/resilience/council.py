@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_ext.resilience.blame import culprit
+from megatron_ext.resilience.suspicions import SUSPECT_EXIT, UNSOUND_EXIT
 
 PEER_SECONDS = 8.0  # silence of a watcher that means its node is lost
 ECHO_SECONDS = 1.0  # after the first death, others are let die so that the true cause is seen
@@ -175,19 +176,23 @@ class Council:
     def _judge_deaths(self) -> Event:
         """Deaths by signal before exceptions, the earlier before the later: the rest are echoes.
 
+        A rank that was suspected, and left for that, comes before all: the others wait for it.
+
         A lost connection is an echo whenever it was heard of, as news of ranks travel unevenly.
         """
         dead = {r: m for r, m in self._current().items() if m.code not in (None, 0)}
 
-        def order(rank: int) -> tuple[bool, bool, float, int]:
+        def order(rank: int) -> tuple:
             m = dead[rank]
-            return (m.code or 0) > 0, bool(LOST_PEER.search(m.error)), m.ended, rank
+            echo = bool(LOST_PEER.search(m.error))
+            return m.code != SUSPECT_EXIT, (m.code or 0) > 0, echo, m.ended, rank
 
         first = min(dead, key=order)
         code = dead[first].code or 0
         if code < 0:
             return self._event("process", first, f"rank {first} was ended by signal {-code}")
         name = "config" if code == 2 and dead[first].step == 0 else "crash"
+        name = {SUSPECT_EXIT: "suspect", UNSOUND_EXIT: "numerics"}.get(code, name)
         return self._event(name, first, dead[first].error or f"rank {first} exit code {code}")
 
     def _judge_hang(self) -> Event:
@@ -204,7 +209,7 @@ class Council:
         furthest = max((m.step for m in self.members.values()), default=0)
         again = (
             self.may_restart
-            and event.name != "config"
+            and event.name not in ("config", "suspect")
             and furthest > self.known_step
             and not self.outcome_seen
         )

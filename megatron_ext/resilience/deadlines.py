@@ -1,9 +1,12 @@
 """How long a section of a run may take before it counts as hung, learnt from the run itself."""
 
 from megatron_ext.resilience.config import WatchConfig
+from megatron_ext.resilience.council import STACK_SECONDS
 from megatron_ext.resilience.heartbeat import SECTIONS, Beat
 
 ENOUGH = 10  # steps of one regime before its percentile is trusted
+# From a late rank's report to its name: the stacks of all ranks, and the way of the messages.
+NAMING_SECONDS = STACK_SECONDS + 0.5
 
 
 class Deadlines:
@@ -19,18 +22,17 @@ class Deadlines:
             self._p99[beat.regime] = beat.p99_seconds
 
     def seconds(self, beat: Beat) -> float:
-        """How long the section that ``beat`` began may last."""
+        """How long the section that ``beat`` began may last before stacks are asked for.
+
+        A step that goes on meanwhile is forgiven; one that does not is named by its deadline.
+        """
         config = self._config
         if beat.section == "step":
             if beat.regime not in self._p99:
                 return config.hang_unlearnt_seconds
-            return 3.0 * self._p99[beat.regime] + config.hang_floor_seconds
+            floor = max(0.0, config.hang_floor_seconds - NAMING_SECONDS)
+            return 3.0 * self._p99[beat.regime] + floor
         longest = beat.longest[SECTIONS.index(beat.section)]
         if longest > 0 and beat.section != "start":
             return max(60.0, 10.0 * longest)
         return config.hang_unlearnt_seconds
-
-    def overdue(self, beat: Beat, now: float) -> float:
-        """Seconds that the rank has been in this section, if that is too long; else 0."""
-        waited = now - beat.at
-        return waited if beat.count and waited > self.seconds(beat) else 0.0

@@ -83,9 +83,13 @@ FAULTS: dict[str, Callable[[], None]] = {
     "sleep": _sleep,
 }
 # Struck inside the step instead, by the callback that has the model (train/callbacks/drill.py).
-# ``nan`` and ``spike`` are gone when the step is run again, ``.._stays`` are not, ``flip`` changes
-# one weight.
-NUMERIC = ("nan", "nan_stays", "spike", "spike_stays", "flip")
+# ``nan``, ``spike`` (of the loss) and ``steep`` (of a gradient alone) are gone when the step is run
+# again, ``.._stays`` are not, ``nan_on_node`` stays on the node that was struck first and strikes
+# nobody on others. ``flip`` changes the sign of one weight, ``ulp`` its last bit.
+NUMERIC = (
+    *("nan", "nan_stays", "nan_on_node", "spike", "spike_stays", "steep", "steep_stays"),
+    *("flip", "ulp"),
+)
 # ``kill_in_save`` ends the rank when the first byte of a save is there, ``linger`` never leaves.
 MOMENTS = ("kill_in_save", "linger")
 # Before every step from ``step`` on, until the process ends. ``slow`` computes, ``late`` sleeps.

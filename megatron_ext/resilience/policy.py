@@ -17,7 +17,7 @@ ACTIONS = {
 EXIT_CODES = {"done": 0, "again": 0, "requeue": 75, "hold": 78, "stop": 93}
 
 # They say nothing about the run, so that they never spend its budget.
-UNCOUNTED = {"stopped", "preempted", "node", "gpu", "time_limit", "scheduler"}
+UNCOUNTED = {"stopped", "preempted", "node", "gpu", "time_limit", "scheduler", "suspect"}
 # The nodes are no longer ours, or should not be used again as they are.
 NEEDS_OTHER_NODES = {"preempted", "node", "gpu", "time_limit", "stopped", "launch"}
 # An unchanged retry may help once; the second sighting at one place is the workload's.
@@ -143,19 +143,29 @@ def set_aside(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Nodes to stay off, and those of them that are new. At most a share of the pool a day.
 
-    A node that died or whose GPU broke goes at once; others go at their last strike. The oldest
-    entries leave first, so that a node comes back a day later unless it fails again.
+    A node that died, whose GPU broke or that is suspected goes at once; others go at their last
+    strike. The oldest entries leave first: a node comes back a day later unless it fails again.
     """
-    day = [a for a in history if a.ended is not None and now - a.ended < DAY]
+    day = _last_day(history, now)
     known = [node for a in day for node in a.excluded]
     strikes = Counter(node for a in day for node in a.suspects)
     strikes.update(failure.suspects)
     if failure.name in WORKLOAD:
         wanted: list[str] = []
-    elif failure.name in ("node", "gpu"):
+    elif failure.name in ("node", "gpu", "suspect"):
         wanted = list(failure.suspects)
     else:
         wanted = [node for node in failure.suspects if strikes[node] >= config.strikes]
-    room = max(1, pool * config.exclude_percent // 100) - len(set(known))
-    newly = [node for node in dict.fromkeys(wanted) if node not in known][: max(0, room)]
+    left = room(history, config=config, pool=pool, now=now)
+    newly = [node for node in dict.fromkeys(wanted) if node not in known][:left]
     return tuple(dict.fromkeys([*known, *newly])), tuple(newly)
+
+
+def room(history: list[Attempt], *, config: RestartConfig, pool: int, now: float) -> int:
+    """Nodes that may still be set aside today."""
+    known = {node for a in _last_day(history, now) for node in a.excluded}
+    return max(0, max(1, pool * config.exclude_percent // 100) - len(known))
+
+
+def _last_day(history: list[Attempt], now: float) -> list[Attempt]:
+    return [a for a in history if a.ended is not None and now - a.ended < DAY]

@@ -16,7 +16,8 @@ from megatron_ext.resilience.heartbeat import Heartbeat, now
 from megatron_ext.resilience.stacks import UNKNOWN
 from megatron_ext.resilience.wire import Peer, wait
 
-TICK_SECONDS = 0.2
+BUSY_SECONDS = 0.1  # between looks while the council waits for something
+PLACE_SECONDS = 0.5  # for a rank to write its stacks
 
 
 class Watcher:
@@ -41,7 +42,7 @@ class Watcher:
         self._asked: list[int] = []
         self._chair: Chair | None = None
         self._place = UNKNOWN
-        self._stacks_at = 0.0
+        self._stacks_at = self._due = 0.0
         self._ping: tuple[float, float] | None = None
 
     @property
@@ -56,7 +57,11 @@ class Watcher:
 
     def run(self) -> int:
         """Until the end of the attempt; returns the code to exit with."""
-        before = {n: signal.signal(n, self._note) for n in FORWARDED}
+        before = {n: signal.signal(n, self._note) for n in (*FORWARDED, signal.SIGCHLD)}
+        self._bell, ring = socket.socketpair()
+        self._bell.setblocking(False)
+        ring.setblocking(False)
+        signal.set_wakeup_fd(ring.fileno())  # a signal ends the wait for messages
         try:
             if self.seat.rank == 0:
                 self._chair = Chair(self.seat)
@@ -65,15 +70,21 @@ class Watcher:
         finally:
             if self._child is not None:
                 self._child.kill()
+            signal.set_wakeup_fd(-1)
             for number, handler in before.items():
                 signal.signal(number, handler)
+            self._bell.close()
+            ring.close()
             with contextlib.suppress(OSError):
                 for path in self.seat.folder.glob(f"rank-{self.seat.rank}.*.stacks"):
                     if not path.stat().st_size:
                         path.unlink()
 
     def _note(self, number: int, _frame: Any) -> None:
-        self._asked.append(number)
+        if number == signal.SIGCHLD:
+            self._due = 0.0  # the others are told at once
+        else:
+            self._asked.append(number)
 
     def _join(self) -> Peer:
         """Connect to rank 0's watcher.
@@ -92,13 +103,12 @@ class Watcher:
         raise TimeoutError(f"no first heartbeat from rank 0 within {self.seat.first_seconds:.0f} s")
 
     def _loop(self) -> int:
-        heard = told = now()
-        tick = tick_seconds(self.seat.world_size)
+        heard = now()
         while True:
             self._pass_signals()
-            if now() - told >= tick:
+            if now() >= self._due:
+                self._due = now() + tick_seconds(self.seat.world_size)
                 self._link.send(self._status())
-                told = now()
             if self._chair is not None:
                 self._chair.preside(self._may_go_on(), self._has_outcome)
             for message in self._link.receive():
@@ -109,7 +119,15 @@ class Watcher:
                 lost = {"class": "node", "rank": "0", "headline": "rank 0's node is lost"}
                 record_event(self.seat.folder, lost)
                 return 1
-            wait(self._sockets(), TICK_SECONDS)
+            wait([self._bell, *self._sockets()], self._patience())
+            with contextlib.suppress(BlockingIOError):
+                self._bell.recv(4096)
+
+    def _patience(self) -> float:
+        """Seconds to wait for messages and signals."""
+        if self._chair is not None and not self._chair.calm:
+            return BUSY_SECONDS
+        return max(0.0, self._due - now())
 
     def _sockets(self) -> list[Any]:
         """What this process waits on, and a rank must not inherit."""
@@ -123,8 +141,12 @@ class Watcher:
         child, beat = self._child, self._beat.read()
         alive = child is not None and child.poll()
         self._deadlines.observe(beat)
-        late = self._deadlines.overdue(beat, now()) if alive and self.seat.watch.hang else 0.0
-        if self._stacks_at and child is not None and now() - self._stacks_at > 0.5:
+        late = 0.0
+        if alive and self.seat.watch.hang and beat.count:
+            late_at = beat.at + self._deadlines.seconds(beat)
+            late = now() - beat.at if now() > late_at else 0.0
+            self._due = min(self._due, late_at) if not late else self._due
+        if self._stacks_at and child is not None and now() - self._stacks_at > PLACE_SECONDS:
             self._place, self._stacks_at = child.place(), 0.0
         sent, came = self._ping or (0.0, 0.0)
         return {
@@ -161,6 +183,7 @@ class Watcher:
             self._child.kill()
         elif verb == "stacks" and self._child is not None:
             self._stacks_at = now()
+            self._due = now() + PLACE_SECONDS + 0.01
             self._child.signal(signal.SIGUSR1)
         return None
 

@@ -1,6 +1,7 @@
 """The training loop. What happens around a step, and is not the step, is a callback."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from megatron_ext.parallel.env import Env
 from megatron_ext.resilience import lease
 from megatron_ext.resilience.stop import StopRequest
 from megatron_ext.train.callback import Callback, Metrics
+from megatron_ext.train.elsewhere import Elsewhere
 from megatron_ext.train.feed import Feed
 from megatron_ext.train.numerics import Numerics
 from megatron_ext.train.phases import Phase, Plan
@@ -55,6 +57,7 @@ class Trainer:
             # With fp16 an infinite gradient lowers the loss scale, and nothing is wrong.
             gradients=run.precision.dtype != "fp16",
         )
+        self.elsewhere = Elsewhere(self.run_dir, env, wanted=run.watch.rerun_elsewhere)
 
     @property
     def phase(self) -> Phase:
@@ -115,11 +118,16 @@ class Trainer:
         """A step that was approved: a bad one is run again, and then its samples passed over."""
         while True:
             self.numerics.replay(self.state)
-            result = self._try_step()
+            again = self.numerics.tried(self.state)
+            with self.elsewhere.locating(self.model) if again else nullcontext():
+                result = self._try_step()
             if result.approved:
+                self.numerics.taken(result.loss, result.grad_norm)
+                self.elsewhere.sound(self.state)
                 return result
             if self.numerics.first_time(self.state):
                 continue
+            self.elsewhere.suspect(self.state, self.numerics.fault)
             past = self.state.phase_samples + self.global_batch_size()
             if self.numerics.intervene(self.state) == "rewind" and self.checkpoints.saved_step:
                 phase = self.state.phase
@@ -147,7 +155,7 @@ class Trainer:
             groups=self.groups,
             # Every token counts where documents are not kept apart.
             loss_tokens=None if packed else size * phase.seq_length,
-            approve=self.numerics.approve,
+            judge=self.numerics,
         )
 
     def learning_rate(self) -> float:

@@ -12,10 +12,17 @@ import torch
 import torch.distributed as dist
 
 from megatron_ext.resilience.config import WatchConfig
+from megatron_ext.resilience.suspicions import UNSOUND_EXIT
 from megatron_ext.train.state import TrainState
 
 log = logging.getLogger(__name__)
-ENOUGH = 16  # losses before a median means something
+ENOUGH = 16  # steps before a median means something
+
+
+class UnsoundError(FloatingPointError):
+    """Steps are bad beyond what the run may pass over."""
+
+    exit_code = UNSOUND_EXIT
 
 
 class Numerics:
@@ -31,33 +38,41 @@ class Numerics:
         self._watch, self._rank, self._gradients = watch, rank, gradients
         self._file = run_dir / "decisions.jsonl"
         self._losses: deque[float] = deque(maxlen=watch.spike_window_steps)
+        self._norms: deque[float] = deque(maxlen=watch.spike_window_steps)
         self._tried: tuple[int, int] = (-1, -1)
         self._past = _read(self._file)
         self.fault = ""
 
-    def approve(self, loss: float, chunks: list[Any]) -> bool:
-        """Whether the update may be taken."""
-        self.fault = self._fault(loss, chunks)
-        if not self.fault:
-            self._losses.append(loss)
+    def sound_gradients(self, loss: float, chunks: list[Any]) -> bool:
+        """Whether loss and gradients are finite, and the loss is none that stands out."""
+        if not math.isfinite(loss):
+            self.fault = f"loss is {loss}"
+        elif self._gradients and not _finite_everywhere(chunks):
+            self.fault = "a gradient is not finite"
+        else:
+            self.fault = _spike("loss", loss, self._losses, self._watch.spike_factor)
         return not self.fault
 
-    def _fault(self, loss: float, chunks: list[Any]) -> str:
-        if not math.isfinite(loss):
-            return f"loss is {loss}"
-        if self._gradients and not _finite_everywhere(chunks):
-            return "a gradient is not finite"
-        factor = self._watch.spike_factor
-        if factor and len(self._losses) >= ENOUGH:
-            median = statistics.median(self._losses)
-            if loss > factor * median:
-                return f"loss {loss:.3f} is above {factor:g} x the median {median:.3f}"
-        return ""
+    def sound_norm(self, grad_norm: float) -> bool:
+        """Whether the norm, equal on all ranks, is none that stands out."""
+        factor = self._watch.grad_spike_factor
+        self.fault = _spike("gradient norm", grad_norm, self._norms, factor)
+        return not self.fault
+
+    def taken(self, loss: float, grad_norm: float) -> None:
+        """A step was taken: later ones are compared with it."""
+        self._losses.append(loss)
+        if grad_norm > 0:  # 0 where fp16 passed the update over
+            self._norms.append(grad_norm)
+
+    def tried(self, state: TrainState) -> bool:
+        """Whether the step at this place was bad just now."""
+        return self._tried == (state.phase, state.phase_samples)
 
     def first_time(self, state: TrainState) -> bool:
         """Whether the fault is new at this place: then the step is only run again."""
-        place = (state.phase, state.phase_samples)
-        new, self._tried = place != self._tried, place
+        new = not self.tried(state)
+        self._tried = (state.phase, state.phase_samples)
         if new:
             log.warning("step %d: %s; running the step again", state.step + 1, self.fault)
         return new
@@ -66,11 +81,11 @@ class Numerics:
         """``skip`` or ``rewind``.
 
         Raises:
-            FloatingPointError: interventions are spent, or the run wants none.
+            UnsoundError: interventions are spent, or the run wants none.
         """
         done = len(self._past)
         if self._watch.on_bad_step == "stop" or done >= self._watch.max_interventions:
-            raise FloatingPointError(
+            raise UnsoundError(
                 f"{self.fault} at step {state.step + 1} again, after {done} interventions"
             )
         return self._watch.on_bad_step
@@ -109,6 +124,21 @@ class Numerics:
         )
         state.skipped.append(decision)
         state.phase_samples = max(state.phase_samples, int(decision["past"]))
+
+
+def _spike(what: str, value: float, past: deque[float], factor: float) -> str:
+    """What to say of a value above ``factor`` times the median of its past; else empty.
+
+    Some models' norms have peaks of their own. On a logarithmic scale, a value has to be twice as
+    far above the median as the largest of the window is, and a factor of 2 more.
+    """
+    if not factor or len(past) < ENOUGH:
+        return ""
+    median = statistics.median(past)
+    factor = max(factor, 2 * (max(past) / median) ** 2) if median > 0 else factor
+    if value <= factor * median:
+        return ""
+    return f"{what} {value:.3f} is above {factor:.3g} x the median {median:.3f}"
 
 
 def _finite_everywhere(chunks: list[Any]) -> bool:

@@ -4,9 +4,10 @@ Shape letters: B micro-batch, S sequence.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
@@ -16,6 +17,16 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 Batch = dict[str, Tensor]
+
+
+class Judge(Protocol):
+    """Looks at a step before its update, on every rank, and may hold the update back."""
+
+    def sound_gradients(self, loss: float, chunks: list[Any]) -> bool:
+        """Loss of the whole job, and the chunks with their gradients as they were reduced."""
+
+    def sound_norm(self, grad_norm: float) -> bool:
+        """Norm of all gradients, before they are clipped."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class StepResult:
 
     grad_norm: float
     approved: bool = True
-    """False when ``approve`` held the update back."""
+    """False when the judge held the update back."""
 
 
 def packed_seq_params(cu_seqlens: Tensor) -> PackedSeqParams:
@@ -145,15 +156,14 @@ def train_step(
     seq_length: int,
     groups: ProcessGroupCollection,
     loss_tokens: int | None = None,
-    approve: Callable[[float, list[Any]], bool] | None = None,
+    judge: Judge | None = None,
 ) -> StepResult:
     """One update from ``num_microbatches`` micro-batches on each data-parallel rank.
 
     ``loss_tokens`` is how many tokens of the whole job count in this step. Without it, the
     micro-batches are read and their masks counted before the first forward pass.
 
-    ``approve`` sees the loss and the chunks with their gradients, on every rank, and may hold
-    the update back; then nothing has changed and the step can be run again.
+    ``judge`` may hold the update back; then nothing has changed and the step can be run again.
     """
     for chunk in chunks:
         chunk.zero_grad_buffer()
@@ -173,15 +183,48 @@ def train_step(
         scale=1.0 / max(loss_tokens, 1),
     )
     loss = total / max(count, 1)
-    if approve is not None and not approve(loss, chunks):
-        return StepResult(loss, count, updated=False, grad_norm=float("nan"), approved=False)
-    updated, grad_norm, _ = optimizer.step()
+    held_back = StepResult(loss, count, updated=False, grad_norm=float("nan"), approved=False)
+    if judge is not None and not judge.sound_gradients(loss, chunks):
+        return held_back
+    try:
+        with _judged(optimizer, judge):
+            updated, grad_norm, _ = optimizer.step()
+    except _HeldBackError:
+        return held_back
     return StepResult(
         loss=loss,
         loss_tokens=count,
         updated=bool(updated),
         grad_norm=float(grad_norm or 0.0),
     )
+
+
+class _HeldBackError(Exception):
+    """The judge does not want this update."""
+
+
+@contextmanager
+def _judged(optimizer: Any, judge: Judge | None) -> Iterator[None]:
+    """Shows ``judge`` the norm between Megatron's computing it and clipping by it.
+
+    By then nothing is changed but copies of gradients: no second pass over them is needed.
+    """
+    if judge is None:
+        yield
+        return
+    compute = optimizer.get_grad_norm
+
+    def get_grad_norm() -> Any:
+        norm = compute()
+        if not judge.sound_norm(float(norm)):
+            raise _HeldBackError
+        return norm
+
+    optimizer.get_grad_norm = get_grad_norm
+    try:
+        yield
+    finally:
+        del optimizer.get_grad_norm
 
 
 def _finalize_model_grads(chunks: list[Any], num_tokens: Any, **groups: Any) -> None:

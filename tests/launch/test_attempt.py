@@ -4,21 +4,23 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch import attempt, health, scheduler
-from launch.after_attempt import cancel_successors, notify
+from launch.after_attempt import cancel_successors, notify, release, spare_node
 from launch.compose import compose, load
 from launch.status import lines
 from launch.submit import record
 from launch.truth import look
-from megatron_ext.resilience import attempts, lease, stragglers
+from megatron_ext.resilience import attempts, lease, stragglers, suspicions
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.outcome import Outcome, write_outcome
 from megatron_ext.resilience.stop import stop_file
 from megatron_ext.resilience.stragglers import Straggler
+from megatron_ext.resilience.suspicions import Suspicion
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRON = {"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1"}
@@ -62,7 +64,8 @@ def test_an_attempt_begins_with_a_lease_a_record_and_the_words_of_its_step(tmp_p
     assert lease.holder(tmp_path / "run") == folder.name
     words = (folder / "step").read_text().splitlines()
     assert words[-3:] == ["-m", "launch.rank", f"{tmp_path}/run/config.yaml"]
-    assert f"--export=ALL,MEGATRON_EXT_ATTEMPT={folder.name}" in words
+    export = f"--export=ALL,MEGATRON_EXT_ATTEMPT={folder.name},MEGATRON_EXT_SPARE_NODE=0"
+    assert export in words
     assert look(tmp_path / "run").attempts[0]["number"] == 0
 
 
@@ -254,3 +257,43 @@ def test_status_of_a_run_needs_no_scheduler_and_is_quick(tmp_path: Path) -> None
     state = look(tmp_path / "run")
     assert state.total_steps == compose(SMALL).phases[0].tokens // (8 * 64)
     assert time.process_time() - start < 2
+
+
+def test_a_suspected_node_comes_back_when_the_step_was_as_bad_elsewhere(tmp_path: Path) -> None:
+    found = Suspicion(phase=0, first=8, step=3, rank=1, node="n2", attempt="a", fault="NaN")
+    for verdict, left in (("", ["n2"]), ("hardware", ["n2"]), ("workload", [])):
+        folder = tmp_path / (verdict or "open")
+        folder.mkdir()
+        past = Attempt(number=0, attempt="a", ended=time.time(), excluded=["n2"], suspects=["n2"])
+        attempts.append(folder, past)
+        suspicions.record(folder, replace(found, verdict=verdict))
+        release(folder)
+        assert attempts.history(folder)[0].excluded == left
+
+
+@pytest.mark.parametrize(
+    ("pool", "down", "excluded", "spare"),
+    [
+        ({"n1", "n2", "n3"}, [], [], True),
+        ({"n1", "n2"}, [], [], False),
+        ({"n1", "n2", "n3"}, ["n3"], [], False),
+        ({"n1", "n2", "n3"}, [], ["n3"], False),
+        ({"n1", "n2", "n3", "n4"}, [], ["n3"], False),  # one of four is all that may be set aside
+    ],
+)
+def test_a_node_is_spare_where_slurm_has_another_and_the_policy_may_set_one_aside(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pool: set[str],
+    down: list[str],
+    excluded: list[str],
+    spare: bool,
+) -> None:
+    attempts.append(tmp_path, Attempt(number=0, attempt="a", ended=time.time(), excluded=excluded))
+    monkeypatch.setattr(scheduler, "pool", lambda _partition: pool)
+    monkeypatch.setattr(scheduler, "unusable", lambda ns: {n: "down" for n in ns if n in down})
+    now = Attempt(number=1, attempt="b", job_id="7", nodes=["n1", "n2"])
+    job = compose([*SMALL, "cluster=loopback"])
+    assert spare_node(tmp_path, job, now) is spare
+    job.slurm.requeue = False
+    assert not spare_node(tmp_path, job, now)

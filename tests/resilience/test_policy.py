@@ -7,8 +7,8 @@ import pytest
 
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.classify import CLASSES, INFRASTRUCTURE, Failure
-from megatron_ext.resilience.config import RestartConfig
-from megatron_ext.resilience.policy import ACTIONS, Decision, decide, set_aside
+from megatron_ext.resilience.config import RestartConfig, WatchConfig
+from megatron_ext.resilience.policy import ACTIONS, Decision, decide, room, set_aside
 
 RESTART = RestartConfig()
 NOW = time.time()
@@ -110,3 +110,24 @@ def test_any_order_of_failures_gives_a_known_action_and_a_bounded_wait() -> None
             decision = _after(history, failure, progressed=chance.random() < 0.3)
             assert decision.action in ACTIONS
             assert 0 <= decision.delay_seconds <= 600
+
+
+@pytest.mark.parametrize("key", ["spike_factor", "grad_spike_factor"])
+def test_a_factor_that_every_step_would_be_above_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=f"watch.{key}=0.5 is not above 1"):
+        WatchConfig(**{key: 0.5}).check()
+    WatchConfig(**{key: 0.0}).check()
+
+
+def test_a_suspected_node_is_set_aside_at_once_and_costs_the_run_nothing() -> None:
+    suspect = Failure(name="suspect", root="suspect", suspects=("n2",))
+    decision = _after([], suspect)
+    assert (decision.action, decision.newly, decision.counted) == ("requeue", ("n2",), False)
+
+
+def test_where_no_more_nodes_may_be_set_aside_a_suspected_one_stays() -> None:
+    history = [Attempt(number=0, attempt="0", ended=NOW, excluded=["n1"])]
+    assert room(history, config=RESTART, pool=3, now=NOW) == 0
+    suspect = Failure(name="suspect", suspects=("n2",))
+    decision = decide(suspect, history, config=RESTART, progressed=False, pool=3, now=NOW)
+    assert (decision.action, decision.newly) == ("again", ())

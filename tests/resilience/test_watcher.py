@@ -13,9 +13,10 @@ import pytest
 
 from megatron_ext.resilience.child import Child
 from megatron_ext.resilience.config import WatchConfig
-from megatron_ext.resilience.council import Council
-from megatron_ext.resilience.deadlines import ENOUGH, Deadlines
+from megatron_ext.resilience.council import STACK_SECONDS, Council
+from megatron_ext.resilience.deadlines import ENOUGH, NAMING_SECONDS, Deadlines
 from megatron_ext.resilience.heartbeat import Heartbeat
+from megatron_ext.resilience.suspicions import SUSPECT_EXIT, UNSOUND_EXIT
 from megatron_ext.resilience.watcher import Watcher
 from megatron_ext.testing import run_under_watchers
 
@@ -210,6 +211,48 @@ def test_a_lost_connection_that_is_heard_of_first_is_still_an_echo() -> None:
     assert (council.event.rank, council.event.headline) == (1, "MemoryError")
 
 
+@pytest.mark.parametrize(
+    ("code", "blamed", "name", "verbs"),
+    [(SUSPECT_EXIT, 1, "suspect", ["end"]), (UNSOUND_EXIT, 0, "numerics", ["start"])],
+)
+def test_exit_codes_of_bad_steps_are_facts(
+    code: int, blamed: int, name: str, verbs: list[str]
+) -> None:
+    council = Council(2, 10.0, 0.0)
+    status = {"generation": 0, "alive": True, "code": None, "step": 7, "count": 20, "error": ""}
+    status |= {"section": "step", "overdue": 0.0, "process": "S", "calls": 3, "call": ""}
+    status |= {"frame": "", "unfit": ""}
+    for rank in range(2):
+        council.hear(rank, {**status, "host": f"n{rank}"}, 0.0)
+    council.tick(0.0)
+    dead = {**status, "alive": False, "code": 1, "host": "n0", "error": "RuntimeError: else"}
+    council.hear(0, dead, 1.0)
+    council.tick(1.0)
+    council.hear(1, {**dead, "host": "n1", "code": SUSPECT_EXIT, "error": "a NaN again"}, 1.5)
+    if code == UNSOUND_EXIT:  # of all ranks
+        council.hear(0, {**dead, "code": code}, 1.0)
+        council.hear(1, {**dead, "host": "n1", "code": code}, 1.5)
+    assert [order.verb for order in council.tick(2.5)] == ["kill"]
+    assert council.event is not None
+    assert (council.event.name, council.event.rank) == (name, blamed)
+    # A suspected rank comes before echoes, and is not started in place.
+    assert [order.verb for order in council.tick(2.6)] == verbs
+
+
+def test_a_late_rank_is_forgiven_when_it_goes_on_before_it_is_named() -> None:
+    council = Council(1, 10.0, 0.0)
+    status = {"generation": 0, "alive": True, "code": None, "step": 7, "count": 20, "host": "n0"}
+    status |= {"section": "step", "process": "S", "error": "", "calls": 3, "call": "", "frame": ""}
+    status |= {"unfit": ""}
+    council.hear(0, {**status, "overdue": 0.0}, 0.0)
+    council.tick(0.0)
+    council.hear(0, {**status, "overdue": 3.4}, 1.0)
+    assert [order.verb for order in council.tick(1.0)] == ["stacks"]
+    council.hear(0, {**status, "overdue": 0.0}, 1.0 + STACK_SECONDS)
+    assert council.tick(1.1 + STACK_SECONDS) == []
+    assert (council.phase, council.event) == ("run", None)
+
+
 def test_ranks_that_never_come_are_named() -> None:
     council = Council(2, 10.0, 0.0)
     assert council.tick(9.0) == []
@@ -228,7 +271,10 @@ def test_deadlines_are_learnt_for_each_amount_of_work_and_saves_have_their_own()
         beat.step_done(step + 1, regime=8)
         deadlines.observe(beat.read())
         beat.enter("step")
-    assert 5.0 <= deadlines.seconds(beat.read()) < 6.0
+    # By 3 x p99 + 5 s it is named: stacks are asked for that much earlier.
+    bar = 3 * beat.read().p99_seconds + 5.0
+    assert deadlines.seconds(beat.read()) == pytest.approx(bar - NAMING_SECONDS)
+    assert STACK_SECONDS < NAMING_SECONDS < 5.0
     beat.step_done(ENOUGH + 1, regime=16)
     beat.enter("step")
     assert deadlines.seconds(beat.read()) == 900.0

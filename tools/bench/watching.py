@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--steps", type=int, default=10, help="steps in one sample")
-    parser.add_argument("--seconds", type=float, default=10.0, help="time to watch the parents")
+    parser.add_argument("--seconds", type=float, default=30.0, help="time to watch the parents")
     args = parser.parse_args(argv)
     from megatron_ext.testing import run_on_ranks
 
@@ -121,20 +121,24 @@ def _watched(run_dir: Path, task: "Callable[[Watcher, int], int]") -> "list[Ende
 
 
 def _parents(folder: Path, seconds: float) -> None:
-    """The watchers of ranks that do nothing, beside the time that passes."""
+    """The watchers of ranks that do nothing, beside the time that passes.
 
-    def idle(_watcher: "Watcher", _port: int) -> int:
-        time.sleep(seconds)
-        return 0
+    A run of a second is taken off one that is longer by ``seconds``: forks are no watching.
+    """
 
-    began = time.perf_counter()
-    ends = _watched(folder / "idle", idle)
-    wall = time.perf_counter() - began
-    for rank, (_, spent) in enumerate(ends):
+    def idle(stay: float) -> "list[tuple[int, float]]":
+        def task(_watcher: "Watcher", _port: int) -> int:
+            time.sleep(stay)
+            return 0
+
+        return _watched(folder / f"idle{stay:g}", task)
+
+    short, long = idle(1.0), idle(1.0 + seconds)
+    for rank, ((_, first), (_, whole)) in enumerate(zip(short, long, strict=True)):
         what = "presides" if rank == 0 else "watches"
         print(
-            f"  parent of rank {rank} ({what}): {spent:.3f} CPU-s in {wall:.1f} s, "
-            f"{spent / wall:.4f} of a core; bar: {BAR}"
+            f"  parent of rank {rank} ({what}): {whole - first:.3f} CPU-s in {seconds:.1f} s, "
+            f"{(whole - first) / seconds:.4f} of a core; bar: {BAR}"
         )
 
 

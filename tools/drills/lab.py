@@ -61,7 +61,6 @@ class Lab:
             f"checkpoint.interval_steps={INTERVAL}",
             "launch.threads_per_rank=1",  # the nodes share the cores of one machine
             "logging.tensorboard=false",
-            "watch.hang_floor_seconds=3",
             "slurm.restart.backoff_seconds=1",
             *(f"data.sources.{k}={{path:{v}}}" for k, v in self.sources.items()),
             *more,

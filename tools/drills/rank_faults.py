@@ -1,5 +1,6 @@
 """Faults of ranks, of what they read and of what they compute."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -85,7 +86,8 @@ def numeric(kind: str) -> Inject:
 
     def inject(lab: Lab, name: str) -> list[str]:
         step = INTERVAL * 3 + 2 + 3 * lab.seed  # a median of losses means something by then
-        run = lab.run(name, drill(kind, step=step, rank=(1 + lab.seed) % 2)).submit()
+        rank, times = (1 + lab.seed) % 2, 0 if kind.endswith("_stays") else 1
+        run = lab.run(name, drill(kind, step=step, rank=rank, times=times)).submit()
         run.wait_truth("finished", "given up")
         run.wait_gone()
         decided = run.folder / "decisions.jsonl"
@@ -94,12 +96,31 @@ def numeric(kind: str) -> Inject:
             return wrong + lab.check(run) + (["E: samples passed over"] if decided.exists() else [])
         decisions = decided.read_text().splitlines() if decided.exists() else []
         wrong += [] if len(decisions) == 1 else [f"E: {len(decisions)} decisions"]
+        if blamed := [node for record in run.attempts() for node in record["excluded"]]:
+            wrong.append(f"E: {blamed} set aside for what the samples did")
         # Other samples were used from there on, on purpose: the curve is the same up to there.
         wrong += [w for w in lab.check(run) if not w.startswith(("B", "C"))]
         same = curve(run)[:step] == lab.reference(STEPS)[0][:step]
         return wrong + ([] if same else ["B: losses differ before the fault"])
 
     return inject
+
+
+def one_node(lab: Lab, name: str) -> list[str]:
+    """NaN at one step for ever, on one node: sound on others, and that node is set aside."""
+    rank, step = (1 + lab.seed) % 2, INTERVAL * 3 + 2 + 3 * lab.seed
+    fault = drill("nan_on_node", step=step, rank=rank, times=0)
+    run = lab.run(name, fault).submit()
+    run.wait_truth("finished", "given up")
+    run.wait_gone()
+    wrong = lab.check(run, causes=["suspect"])
+    seen = [(r["failure"], r["action"], r["excluded"]) for r in run.attempts()]
+    if seen != [("suspect", "requeue", [f"n{rank + 1}"]), ("finished", "done", [])]:
+        wrong.append(f"E: {seen}")
+    lines = (run.folder / "suspicions.jsonl").read_text().splitlines()
+    verdicts = [json.loads(line)["verdict"] for line in lines]
+    wrong += [] if verdicts == ["", "hardware"] else [f"E: verdicts {verdicts}"]
+    return wrong + (["E: samples passed over"] if (run.folder / "decisions.jsonl").exists() else [])
 
 
 def out_of_memory(lab: Lab, name: str) -> list[str]:
@@ -147,15 +168,19 @@ def alternating(lab: Lab, name: str) -> list[str]:
     return wrong
 
 
-def flipped(lab: Lab, name: str) -> list[str]:
-    """One rank's weight changes silently: found before the next save, and undone by going back."""
-    run = lab.run(name, drill("flip"), "watch.replica_interval_steps=5").submit()
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    wrong = lab.check(run)
-    if not any("replica checksums differ" in e["headline"] for e in run.events()):
-        wrong.append(f"E: {run.events()}")
-    return wrong
+def replica(kind: str) -> Inject:
+    """One rank's weight changes silently: found before the next save, undone by going back."""
+
+    def inject(lab: Lab, name: str) -> list[str]:
+        run = lab.run(name, drill(kind), "watch.replica_interval_steps=5").submit()
+        run.wait_truth("finished", "given up")
+        run.wait_gone()
+        wrong = lab.check(run)
+        if not any("replica checksums differ" in e["headline"] for e in run.events()):
+            wrong.append(f"E: {run.events()}")
+        return wrong
+
+    return inject
 
 
 def torchrun(lab: Lab, name: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megatron_ext.config import RunConfig
+from megatron_ext.parallel.env import own_host
 from megatron_ext.resilience.drill import FAULTS, LASTING, NUMERIC, DrillConfig
 from megatron_ext.train.callback import Callback
 
@@ -35,9 +36,18 @@ class Drill(Callback):
 
     def _due(self, trainer: "Trainer", kinds: set[str]) -> Iterator[DrillConfig]:
         for index, fault in self._planned:
-            due = (fault.rank, fault.step) == (trainer.env.rank, trainer.state.step)
+            due = trainer.state.step == fault.step and self._here(index, fault, trainer.env.rank)
             if due and fault.kind in kinds and self._count(index, fault):
                 yield fault
+
+    def _here(self, index: int, fault: DrillConfig, rank: int) -> bool:
+        if fault.kind != "nan_on_node":
+            return rank == fault.rank
+        node = self._folder / f"node-{index}"
+        if rank == fault.rank and not node.exists():
+            self._folder.mkdir(exist_ok=True)
+            node.write_text(own_host())
+        return node.exists() and node.read_text() == own_host()
 
     def _count(self, index: int, fault: DrillConfig) -> bool:
         self._folder.mkdir(exist_ok=True)
@@ -55,17 +65,19 @@ class Drill(Callback):
             self._lasting.append(fault.kind)
             return
         parameter = next(p for p in trainer.model[0].parameters() if p.requires_grad)
-        if fault.kind == "flip":
-            # The sign bit of one weight, as a cosmic ray would: nothing reports it.
+        if fault.kind in ("flip", "ulp"):
+            # The first or the last bit of one weight, as a cosmic ray would: nothing reports it.
             with torch.no_grad():
-                parameter.view(-1)[0].neg_()
+                weight = parameter.view(-1)[:1]
+                next_up = torch.nextafter(weight, torch.full_like(weight, torch.inf))
+                weight.copy_(-weight if fault.kind == "flip" else next_up)
             return
         fired: list[bool] = []
         place = trainer.state.phase_samples
 
         def now() -> bool:
             here = trainer.state.phase_samples == place
-            here = here and (not fired or fault.kind.endswith("_stays"))
+            here = here and (not fired or fault.kind.endswith(("_stays", "_on_node")))
             fired.append(True)
             return here
 
@@ -75,7 +87,8 @@ class Drill(Callback):
                 lambda _module, _given, loss: loss * 1000 if now() else loss
             )
         else:
-            hook = parameter.register_hook(lambda g: g * float("nan") if now() else g)
+            by = 1e6 if fault.kind.startswith("steep") else float("nan")
+            hook = parameter.register_hook(lambda g: g * by if now() else g)
         self._hooks.append(hook)
 
     def before_save(self, trainer: "Trainer") -> None:
