@@ -139,7 +139,7 @@ def chain_stopped(lab: Lab, name: str) -> list[str]:
     wrong = []
     for job in behind:
         facts = lab.cluster.slurm("scontrol", "-o", "show", "job", job)
-        if "JobState=CANCELLED" not in facts or "StartTime=Unknown" in facts:
+        if "JobState=CANCELLED" not in facts or "BatchHost=" in facts:  # ended, or begun
             wrong.append(f"E: {facts[:300]}")
     return wrong + [f"F: {left}" for left in left_behind(run)]
 
