@@ -1,12 +1,13 @@
 """Index-32K in small: trained at 512, continued at 4096 with a larger base, loss by position.
 
     python -m tools.long_context
-    python -m tools.long_context --tokens 4000000 --more 1000000 --out runs/long_context
+    python -m tools.long_context --tokens 4000000 --more 4000000 --out runs/long_context
 
 Three runs of launch.train on the corpus of `make quickstart`: `short`, Index-1.9B's recipe at 512;
 from its weights `long`, the 32K recipe at 4096; and `control`, the same text and steps at 512 with
-the old base. Then tools.loss_by_position stretches the positions of `control` and holds `long`
-against it, on documents that none of them saw. A run that has finished is not run again.
+the old base. Then tools.loss_by_position stretches the positions of `short`, as it was before, and
+of `control`, and holds `long` against each, on documents that none of them saw. A run that has
+finished is not run again.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", help="dotted.key=VALUE for every run")
     parser.add_argument("--tokens", type=int, default=1_600_000, help="at 512")
-    parser.add_argument("--more", type=int, default=600_000, help="then at 4096, and at 512")
+    parser.add_argument("--more", type=int, default=1_600_000, help="then at 4096, and at 512")
     parser.add_argument("--most", type=int, default=32, help="windows of each held-out corpus")
     parser.add_argument("--out", type=Path, default=Path("runs/long_context"))
     args = parser.parse_intermixed_args(argv)
@@ -71,10 +72,17 @@ def main(argv: list[str] | None = None) -> int:
         _trained(args.out / name, [*further(args.more, first, long=it), *args.overrides])
         for name, it in (("control", False), ("long", True))
     )
-    words = [str(control), "--out", str(args.out), "--most", str(args.most), "--rope", *ROPE]
-    words += ["--beside", f"before={first}", "--beside", f"long={long}"]
-    words += ["--data", *(f"{CORPUS}/validation/{name}" for name in LONG_TEXT)]
-    return subprocess.run([sys.executable, "-m", "tools.loss_by_position", *words]).returncode
+    code = 0
+    for name, stretched in (("before", first), ("control", control)):
+        words = [str(stretched), "--out", str(args.out / f"beside_{name}"), "--rope", *ROPE]
+        words += ["--most", str(args.most), "--beside", f"long={long}", "--data"]
+        words += [f"{CORPUS}/validation/{corpus}" for corpus in LONG_TEXT]
+        print(f"\n{name}, and long:", flush=True)
+        code = (
+            code
+            or subprocess.run([sys.executable, "-m", "tools.loss_by_position", *words]).returncode
+        )
+    return code
 
 
 def _trained(run_dir: Path, words: list[str]) -> Path:
