@@ -111,12 +111,34 @@ def curve(run: Run) -> list[Any]:
     return [(m["step"], m["loss"], m["grad_norm"], m["tokens"]) for m in run.metrics()]
 
 
-def final_state(run: Run) -> Any:
-    """Counts and ledger of the newest checkpoint."""
+def final_state(run: Run) -> dict[str, Any]:
+    """Counts, ledger and decisions of the newest checkpoint."""
     newest = sorted((run.folder / "checkpoints").glob("step_*"))[-1]
-    meta = json.loads((newest / "meta.json").read_text())
-    state = meta.get("state", meta)
-    return {k: state.get(k) for k in ("step", "tokens", "samples", "phase", "ledger", "skipped")}
+    return dict(json.loads((newest / "state.json").read_text()))
+
+
+def passed_over(run: Run, undisturbed: dict[str, Any]) -> list[str]:
+    """What does not add up where one decision was to skip samples: C for such a run.
+
+    Every sample that was passed over counts as read, and as skipped; nothing else was read.
+    """
+    state, wrong = final_state(run), []
+    (skip,) = state["skipped"]
+    samples = skip["past"] - skip["first"]
+    per_sample = undisturbed["tokens"] // undisturbed["samples"]
+    counts = {
+        "skipped windows": (sum(s["skipped_windows"] for s in state["consumed"].values()), samples),
+        "tokens read": (
+            sum(s["tokens"] for s in state["consumed"].values()),
+            undisturbed["tokens"] + samples * per_sample,
+        ),
+    }
+    for key in ("step", "tokens", "samples", "phase"):
+        counts[key] = (state[key], undisturbed[key])
+    for what, (found, due) in counts.items():
+        if found != due:
+            wrong.append(f"C: {found} {what}, not {due}")
+    return wrong
 
 
 def damaged(run: Run) -> list[str]:
@@ -133,7 +155,7 @@ def damaged(run: Run) -> list[str]:
 
 
 def left_behind(run: Run) -> list[str]:
-    """Processes, jobs and half-written files that outlived the run."""
+    """Processes and half-written files that outlived the run."""
     left = [f"{p} is left" for p in run.folder.rglob(".*") if p.suffix == ".tmp"]
     left += [f"{p} is left" for p in run.folder.rglob(".beat-*")]
     names = {a["attempt"] for a in run.attempts()}

@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from tools.drills.lab import INTERVAL, STEPS, Lab, curve
+from tools.drills.lab import INTERVAL, STEPS, Lab, curve, passed_over
 
 Inject = Callable[[Lab, str], list[str]]
 
@@ -98,9 +98,12 @@ def numeric(kind: str) -> Inject:
         wrong += [] if len(decisions) == 1 else [f"E: {len(decisions)} decisions"]
         if blamed := [node for record in run.attempts() for node in record["excluded"]]:
             wrong.append(f"E: {blamed} set aside for what the samples did")
-        # Other samples were used from there on, on purpose: the curve is the same up to there.
+        # Other samples were used from there on, on purpose: the curve is the same up to there, and
+        # the ledger is the undisturbed run's and what was passed over.
+        losses, state = lab.reference(STEPS)
         wrong += [w for w in lab.check(run) if not w.startswith(("B", "C"))]
-        same = curve(run)[:step] == lab.reference(STEPS)[0][:step]
+        wrong += passed_over(run, state) if len(decisions) == 1 else []
+        same = curve(run)[:step] == losses[:step]
         return wrong + ([] if same else ["B: losses differ before the fault"])
 
     return inject
