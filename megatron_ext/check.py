@@ -8,7 +8,7 @@ from megatron_ext.devices import precision
 from megatron_ext.legal import nearest_multiples, nearest_words
 from megatron_ext.optim.schedule import check_schedules
 from megatron_ext.parallel import overlap
-from megatron_ext.train.config import check_batch, check_words
+from megatron_ext.train.config import check_batch, check_lengths, check_words
 from megatron_ext.train.phases import Phase, Plan
 
 
@@ -24,15 +24,23 @@ def check_run(run: RunConfig, *, world_size: int) -> Plan:
         part.check()
     _check_intervals(run)
     run.model.check(run.parallel)
-    if not run.phases:
-        raise ValueError("phases is empty: a run needs at least one phase with tokens.")
-    plan = Plan.of(run)
-    check_schedules(run.phases, run.optimizer)
-    data_parallel_size = run.parallel.data_parallel_size(world_size)
-    for phase in plan.phases:
-        _check_phase(run, phase, data_parallel_size)
+    plan = check_phases(run, data_parallel_size=run.parallel.data_parallel_size(world_size))
     overlap.check(run)
     precision.check(run, seq_lengths=[phase.seq_length for phase in plan.phases])
+    return plan
+
+
+def check_phases(run: RunConfig, *, data_parallel_size: int = 1) -> Plan:
+    """What ``check_run`` says of the phases; without a world size, of one model replica.
+
+    Raises:
+        ValueError: as ``check_run``.
+    """
+    check_lengths(run.phases)
+    check_schedules(run.phases, run.optimizer)
+    plan = Plan.of(run)
+    for phase in plan.phases:
+        _check_phase(run, phase, data_parallel_size)
     return plan
 
 

@@ -8,7 +8,6 @@ not run again. The spread over seeds says how much of a difference is noise.
 """
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from launch.cli import refusing
 from tools import curves
+from tools.run_once import run_once
 
 QUALITY = (
     "phases.1.mixture={zh-web: 0.2267, zh-curated: 0.1911, en-web: 0.2833, en-curated: 0.2389, "
@@ -112,14 +112,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.tokens < 1 or args.seeds < 1:
         raise ValueError(f"--tokens={args.tokens} and --seeds={args.seeds} must be at least 1.")
 
+    from megatron_ext.train.read_metrics import read
+
     ablation, folder = ABLATIONS[args.name], args.out / args.name
     runs: dict[str, list[curves.Records]] = {}
     for arm in ablation.arms:
         for seed in range(args.seeds):
             run_dir = folder / f"{arm.replace(' ', '_')}-{seed}"
             words = words_of(args.name, arm, tokens=args.tokens)
-            more = [f"seed={1234 + seed}", f"run_dir={run_dir}", *args.overrides]
-            runs.setdefault(arm, []).append(_run(run_dir, [*words, *more]))
+            more = [f"seed={1234 + seed}", *args.overrides]
+            run_once(run_dir, [*words, *more], log=run_dir / "arm.log")
+            runs.setdefault(arm, []).append(read(run_dir / "metrics.jsonl"))
     print(table(runs))
     print(f"published: {ablation.published}")
     picture = folder / f"{args.name}.png"
@@ -159,33 +162,6 @@ def _scaled(words: list[str], overrides: list[str]) -> list[str]:
     factor = compose(words).optimizer.lr / compose(words[:1]).optimizer.lr
     pairs = [text.split("=") for text in overrides]
     return [f"{key}={float(value) * factor}" for key, value in pairs]
-
-
-def _run(run_dir: Path, words: list[str]) -> curves.Records:
-    """The metrics of one arm, which is run if it has not finished.
-
-    Raises:
-        ValueError: the run did not finish, or the folder holds a run of other settings.
-    """
-    from launch.compose import compose, load
-    from megatron_ext.resilience.outcome import read_outcome
-    from megatron_ext.train.read_metrics import read
-
-    done = read_outcome(run_dir) if run_dir.exists() else None
-    if done is None or done.word != "finished":
-        command = [sys.executable, "-m", "launch.train", *words]
-        print(f"{run_dir}: {' '.join(command[1:])}", flush=True)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with open(run_dir / "arm.log", "ab") as log:
-            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
-        if code:
-            raise ValueError(f"{run_dir} ended with {code}: see {run_dir / 'arm.log'}")
-    elif found := curves.differences(load(run_dir / "config.yaml"), compose(words)):
-        raise ValueError(
-            f"{run_dir} holds a finished run with {found[0].key}={found[0].stored}, and "
-            f"{found[0].asked} is asked for: give another --out, or delete it."
-        )
-    return read(run_dir / "metrics.jsonl")
 
 
 def table(runs: dict[str, list[curves.Records]]) -> str:

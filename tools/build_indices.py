@@ -16,7 +16,7 @@ def main() -> int:
     )
     parser.add_argument("overrides", nargs="+", help="as for launch.train; data.index_cache too")
     parser.add_argument("--epochs", type=int, default=1, help="of each source, from the first on")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.epochs < 1:
         raise ValueError(f"--epochs={options.epochs} must be 1 or more.")
     from launch.compose import compose
@@ -29,18 +29,30 @@ def main() -> int:
 
 
 def build(job, epochs: int) -> None:  # type: ignore[no-untyped-def]
-    """Build and keep ``epochs`` epochs of every source, with a progress bar."""
+    """Build and keep ``epochs`` epochs of every source, with a progress bar.
+
+    Raises:
+        ValueError: a source cannot be read; then nothing is built.
+    """
     from tqdm import tqdm
 
     from megatron_ext.data.indexed import IndexedCorpus
     from megatron_ext.data.stream import TokenStream
 
-    wanted = [(name, number) for name in job.data.sources for number in range(epochs)]
-    for name, number in tqdm(wanted, desc="epochs"):
-        key = f"data.sources.{name}.path"
-        corpus = IndexedCorpus(job.data.sources[name].path, key=key)
-        corpus.check()
-        TokenStream(corpus, seed=job.seed, name=name, cache=job.data.index_cache).epoch(number)
+    opened = {}
+    for name, source in job.data.sources.items():
+        if not source.path:
+            raise ValueError(
+                f"data.sources.{name}.path is empty: name the source's prepared .bin and .idx."
+            )
+        opened[name] = IndexedCorpus(source.path, key=f"data.sources.{name}.path")
+        opened[name].check()
+    with tqdm(total=len(opened) * epochs, desc="epochs") as bar:
+        for name, corpus in opened.items():
+            stream = TokenStream(corpus, seed=job.seed, name=name, cache=job.data.index_cache)
+            for number in range(epochs):
+                stream.epoch(number)
+                bar.update()
 
 
 if __name__ == "__main__":

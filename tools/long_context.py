@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from launch.cli import refusing
+from tools.run_once import run_once
 
 CORPUS = ".cache/quickstart"
 LONG_TEXT = {"en-books": 0.5, "zh-gov": 0.2, "zh-legal": 0.1, "zh-literature": 0.2}
@@ -86,20 +87,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _trained(run_dir: Path, words: list[str]) -> Path:
-    """The last checkpoint of a run, which is started or resumed if it has not finished.
-
-    Raises:
-        ValueError: it did not finish.
-    """
+    """The last checkpoint of a run, which is started or resumed if it has not finished."""
     from megatron_ext.checkpoint.folder import candidates
-    from megatron_ext.resilience.outcome import read_outcome
 
-    done = read_outcome(run_dir) if run_dir.exists() else None
-    if done is None or done.word != "finished":
-        command = [sys.executable, "-m", "launch.train", *words, f"run_dir={run_dir}"]
-        print(" ".join(command[1:]), flush=True)
-        if code := subprocess.run(command).returncode:
-            raise ValueError(f"{run_dir} ended with {code}: see {run_dir / 'logs'}")
+    run_once(run_dir, words)
     return next(candidates(run_dir / "checkpoints"))
 
 

@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from launch.cli import refusing
+from launch.cli import check_picture, refusing
 
 
 def arguments() -> argparse.Namespace:
@@ -25,7 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="+", help="[search] and Hydra overrides")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument(
-        "--picture", type=Path, metavar="FILE", help="memory and pipeline (png, svg)"
+        "--picture", type=Path, metavar="FILE", help="memory and pipeline (png, svg, pdf)"
     )
     parser.add_argument("--top", type=int, default=12, help="layouts to list (search)")
     parser.add_argument("--micro-batch", type=int, help="only this micro-batch (search)")
@@ -35,6 +35,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Plan, or search."""
     chosen = arguments()
+    if chosen.picture:
+        check_picture(chosen.picture, key="--picture")
     searching = chosen.overrides[0] == "search"
     from launch.compose import compose
     from launch.site import site

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launch.cli import refusing
+from launch.cli import check_picture, refusing
 
 BANDS = ("#eef3fa", "#fdf1e3", "#edf7ed", "#f7edf5")
 
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     first, *others = args.run_dirs
     out = args.out or first / ("side_by_side.png" if others else "curves.png")
+    check_picture(out)
     if others:
         beside(args.run_dirs, out)
     else:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.cli import refusing
+from launch.cli import check_picture, refusing
 
 if TYPE_CHECKING:
     from megatron_ext.config import RunConfig
@@ -40,21 +40,21 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"--trained={args.trained} must be at least 1 token.")
 
     from launch import compose
-    from megatron_ext.optim.schedule import check_schedules
+    from megatron_ext.check import check_phases
     from megatron_ext.plan import rope_reach
-    from megatron_ext.train.phases import Plan
 
     if args.config:
         run = compose.override(compose.load(args.config), args.overrides)
     else:
         run = compose.compose(args.overrides)
-    check_schedules(run.phases, run.optimizer)
-    plan = Plan.of(run)
+    out = args.out or Path(f"{run.name}-timeline.png")
+    if not args.no_picture:
+        check_picture(out)
+    plan = check_phases(run)
     print(table(run, plan))
     for sentence in rope_reach.warnings(run, trained=args.trained):
         print(f"warning: {sentence}", file=sys.stderr)
     if not args.no_picture:
-        out = args.out or Path(f"{run.name}-timeline.png")
         draw(run, plan, out)
         print(out)
     return 0
@@ -169,7 +169,6 @@ def draw(run: "RunConfig", plan: "Plan", out: Path) -> None:
     panels[0].set_ylim(bottom=0)
     panels[-1].set_xlabel("tokens")
     panels[-1].xaxis.set_major_formatter(lambda value, _: short(value))
-    out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     plt.close(figure)
 

@@ -14,7 +14,7 @@ from megatron_ext.data.config import SourceConfig
 from megatron_ext.optim.config import OptimizerConfig, ScheduleConfig
 from megatron_ext.parallel.config import ParallelConfig
 from megatron_ext.plan.scale_model import shrink_model
-from megatron_ext.train.config import BatchStep, PhaseConfig
+from megatron_ext.train.config import BatchStep, PhaseConfig, check_lengths
 
 Run = TypeVar("Run", bound=RunConfig)
 
@@ -72,7 +72,12 @@ class ScaleConfig:
 
 
 def shrink(run: Run, scale: ScaleConfig) -> Run:
-    """``run`` at the size of ``scale``. Pure: neither argument is changed."""
+    """``run`` at the size of ``scale``. Pure: neither argument is changed.
+
+    Raises:
+        ValueError: a phase has no tokens to shrink, or the model cannot be that small.
+    """
+    check_lengths(run.phases)
     model = shrink_model(
         run.model,
         parameters=scale.parameters,

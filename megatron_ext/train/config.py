@@ -169,6 +169,19 @@ class CheckpointConfig:
     """What a continued stage starts from, in words: with it, an empty ``load`` is refused."""
 
 
+def check_lengths(phases: list[PhaseConfig]) -> None:
+    """Refuse a run without tokens.
+
+    Raises:
+        ValueError: naming the phase.
+    """
+    if not phases:
+        raise ValueError("phases is empty: a run needs at least one phase with tokens.")
+    for index, phase in enumerate(phases):
+        if phase.tokens < 1:
+            raise ValueError(f"phases.{index}.tokens={phase.tokens} must be at least 1.")
+
+
 def check_batch(key: str, size: int, per_pass: int, arithmetic: str) -> None:
     """Refuse a global batch that does not divide into whole passes.
 

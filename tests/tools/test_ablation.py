@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.compose import compose, save
+from launch.compose import compose
 from megatron_ext.check import check_run
 from megatron_ext.plan.parameters import count_parameters
-from megatron_ext.resilience.outcome import Outcome, write_outcome
 from tools import ablation
 
 
@@ -85,14 +84,3 @@ def test_the_table_gives_means_over_seeds_their_range_and_the_gradient():
     row = ablation.table(RUNS).splitlines()[2]
     # The mean is over GENERAL, of which only zh-gov was scored: (3 + 4) / 2.
     assert row == "| a | 3.500 (range 1.000) | 3.500 | 7.000 | 3.150 | 3.50 to 19.50 | 50% |"
-
-
-def test_a_finished_arm_of_another_length_is_refused_and_not_shown(tmp_path):
-    words = [*ablation.words_of("norm_head", "plain head", tokens=300_000), f"run_dir={tmp_path}"]
-    save(compose(words), tmp_path / "config.yaml")
-    write_outcome(tmp_path, Outcome(word="finished"))
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    assert ablation._run(tmp_path, words) == [{"step": 1}]
-    longer = [*ablation.words_of("norm_head", "plain head", tokens=600_000), words[-1]]
-    with pytest.raises(ValueError, match=r"phases.0.tokens=299008, and 600064 is asked for"):
-        ablation._run(tmp_path, longer)

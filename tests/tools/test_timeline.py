@@ -45,6 +45,23 @@ def test_an_impossible_schedule_is_refused_before_anything_is_drawn(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["phases=[]"], "phases is empty"),
+        (["phases=[{tokens: -5}]"], r"phases.0.tokens=-5 must be at least 1"),
+        (["phases=[]", "scale=tiny"], "phases is empty"),
+        (["phases.0.mixture={a: 0.5, b: 0.4}"], r"0.5 \+ 0.4 = 0.9"),
+        (["phases.0.batch_steps=[{after_tokens: 10000000000, global_batch_size: 8}]"], "inside"),
+        (["--out", "x.nosuch"], r"--out=x.nosuch must end in .png"),
+        (["--out", "/proc/nope/x.png"], "the folder /proc/nope cannot be made"),
+    ],
+)
+def test_what_cannot_be_trained_or_drawn_is_refused_in_a_sentence(words, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        timeline.main([*TWO, *words])
+
+
 def test_shares_ramp_by_the_power_of_the_fraction():
     from launch.compose import compose
     from megatron_ext.train.phases import Plan

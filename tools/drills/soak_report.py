@@ -117,7 +117,7 @@ def bring_to(run: Run, step: int) -> None:
 def keep(run_dir: Path, folder: Path) -> None:
     """Copy the records of a run."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("attempts.jsonl", "metrics.jsonl"):
-        shutil.copy(run_dir / name, folder / name)
+    for path in run_dir.glob("*.jsonl"):  # attempts, metrics, decisions, suspicions
+        shutil.copy(path, folder / path.name)
     events = [json.loads(p.read_text()) for p in sorted(run_dir.glob("attempts/*/*event*.json"))]
     (folder / "events.json").write_text(json.dumps(events, indent=1) + "\n")
