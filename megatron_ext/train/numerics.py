@@ -1,16 +1,17 @@
 """Steps whose loss or gradients are not sound: run again, then passed over, each decision kept."""
 
-import json
 import logging
 import math
 import statistics
 from collections import deque
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from megatron_ext import jsonl
 from megatron_ext.resilience.config import WatchConfig
 from megatron_ext.resilience.suspicions import UNSOUND_EXIT
 from megatron_ext.train.state import TrainState
@@ -23,6 +24,17 @@ class UnsoundError(FloatingPointError):
     """Steps are bad beyond what the run may pass over."""
 
     exit_code = UNSOUND_EXIT
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassedOver:
+    """Samples [first, past) of a phase that the run does not train on."""
+
+    phase: int
+    first: int
+    past: int
+    step: int
+    reason: str
 
 
 class Numerics:
@@ -40,7 +52,7 @@ class Numerics:
         self._losses: deque[float] = deque(maxlen=watch.spike_window_steps)
         self._norms: deque[float] = deque(maxlen=watch.spike_window_steps)
         self._tried: tuple[int, int] = (-1, -1)
-        self._past = _read(self._file)
+        self._past = jsonl.read(self._file, PassedOver)
         self.fault = ""
 
     def sound_gradients(self, loss: float, chunks: list[Any]) -> bool:
@@ -92,38 +104,35 @@ class Numerics:
 
     def skip(self, state: TrainState, past: int) -> None:
         """Pass over the phase's samples up to ``past``, and write that down."""
-        decision = {
-            "phase": state.phase,
-            "first": state.phase_samples,
-            "past": past,
-            "step": state.step,
-            "reason": self.fault,
-        }
+        decision = PassedOver(
+            phase=state.phase,
+            first=state.phase_samples,
+            past=past,
+            step=state.step,
+            reason=self.fault,
+        )
         self._past.append(decision)
         if self._rank == 0:
-            with open(self._file, "a") as file:
-                file.write(json.dumps(decision) + "\n")
+            jsonl.append(self._file, decision)
         self._apply(state, decision)
 
     def replay(self, state: TrainState) -> None:
         """Take the decision of an earlier attempt at this place, so that the curve is the same."""
-        here = [
-            d for d in self._past if (d["phase"], d["first"]) == (state.phase, state.phase_samples)
-        ]
+        here = [d for d in self._past if (d.phase, d.first) == (state.phase, state.phase_samples)]
         if here:
-            self._apply(state, max(here, key=lambda d: int(d["past"])))
+            self._apply(state, max(here, key=lambda d: d.past))
 
-    def _apply(self, state: TrainState, decision: dict[str, Any]) -> None:
+    def _apply(self, state: TrainState, decision: PassedOver) -> None:
         log.warning(
             "step %d: passing over samples %d to %d of phase %d: %s",
             state.step + 1,
-            decision["first"],
-            decision["past"],
-            decision["phase"],
-            decision["reason"],
+            decision.first,
+            decision.past,
+            decision.phase,
+            decision.reason,
         )
-        state.skipped.append(decision)
-        state.phase_samples = max(state.phase_samples, int(decision["past"]))
+        state.skipped.append(asdict(decision))
+        state.phase_samples = max(state.phase_samples, decision.past)
 
 
 def _spike(what: str, value: float, past: deque[float], factor: float) -> str:
@@ -150,18 +159,3 @@ def _finite_everywhere(chunks: list[Any]) -> bool:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(total)
     return math.isfinite(float(total))
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Decisions of earlier attempts; a torn line was never acted on."""
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
