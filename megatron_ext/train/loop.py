@@ -122,7 +122,7 @@ class Trainer:
             with self.elsewhere.locating(self.model) if again else nullcontext():
                 result = self._try_step()
             if result.approved:
-                self.numerics.taken(result.loss, result.grad_norm)
+                self.numerics.taken(self.state, result.loss, result.grad_norm)
                 self.elsewhere.sound(self.state)
                 return result
             if self.numerics.first_time(self.state):
@@ -155,7 +155,7 @@ class Trainer:
             groups=self.groups,
             # Every token counts where documents are not kept apart.
             loss_tokens=None if packed else size * phase.seq_length,
-            judge=self.numerics,
+            judge=self.numerics.against(self.state),
         )
 
     def learning_rate(self) -> float:

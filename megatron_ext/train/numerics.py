@@ -3,7 +3,7 @@
 import logging
 import math
 import statistics
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,15 @@ class Numerics:
     ) -> None:
         self._watch, self._rank, self._gradients = watch, rank, gradients
         self._file = run_dir / "decisions.jsonl"
-        self._losses: deque[float] = deque(maxlen=watch.spike_window_steps)
-        self._norms: deque[float] = deque(maxlen=watch.spike_window_steps)
+        self._state = TrainState()
         self._tried: tuple[int, int] = (-1, -1)
         self._past = jsonl.read(self._file, PassedOver)
         self.fault = ""
+
+    def against(self, state: TrainState) -> "Numerics":
+        """The judge of a step that is compared with those that ``state`` remembers."""
+        self._state = state
+        return self
 
     def sound_gradients(self, loss: float, chunks: list[Any]) -> bool:
         """Whether loss and gradients are finite, and the loss is none that stands out."""
@@ -62,20 +66,22 @@ class Numerics:
         elif self._gradients and not _finite_everywhere(chunks):
             self.fault = "a gradient is not finite"
         else:
-            self.fault = _spike("loss", loss, self._losses, self._watch.spike_factor)
+            self.fault = _spike("loss", loss, self._state.recent_losses, self._watch.spike_factor)
         return not self.fault
 
     def sound_norm(self, grad_norm: float) -> bool:
         """Whether the norm, equal on all ranks, is none that stands out."""
         factor = self._watch.grad_spike_factor
-        self.fault = _spike("gradient norm", grad_norm, self._norms, factor)
+        self.fault = _spike("gradient norm", grad_norm, self._state.recent_norms, factor)
         return not self.fault
 
-    def taken(self, loss: float, grad_norm: float) -> None:
+    def taken(self, state: TrainState, loss: float, grad_norm: float) -> None:
         """A step was taken: later ones are compared with it."""
-        self._losses.append(loss)
+        state.recent_losses.append(loss)
         if grad_norm > 0:  # 0 where fp16 passed the update over
-            self._norms.append(grad_norm)
+            state.recent_norms.append(grad_norm)
+        for window in (state.recent_losses, state.recent_norms):
+            del window[: -self._watch.spike_window_steps]
 
     def tried(self, state: TrainState) -> bool:
         """Whether the step at this place was bad just now."""
@@ -135,7 +141,7 @@ class Numerics:
         state.phase_samples = max(state.phase_samples, decision.past)
 
 
-def _spike(what: str, value: float, past: deque[float], factor: float) -> str:
+def _spike(what: str, value: float, past: Sequence[float], factor: float) -> str:
     """What to say of a value above ``factor`` times the median of its past; else empty.
 
     Some models' norms have peaks of their own. On a logarithmic scale, a value has to be twice as

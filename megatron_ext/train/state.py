@@ -35,6 +35,10 @@ class TrainState:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Windows of data that were skipped on purpose, each with its reason."""
 
+    recent_losses: list[float] = field(default_factory=list)
+    recent_norms: list[float] = field(default_factory=list)
+    """Of the last ``watch.spike_window_steps`` steps: what the next one is compared with."""
+
     def rebase(self) -> None:
         """Anchor the ledger here: from now on the phase draws other windows than before.
 

@@ -11,6 +11,7 @@ from megatron_ext.parallel.env import Env
 from megatron_ext.resilience import attempts, lease, suspicions
 from megatron_ext.testing import RankFailure, meeting, run_on_ranks
 from megatron_ext.train.read_metrics import read
+from megatron_ext.train.state import TrainState
 
 TINY = [
     "model=llama_tiny",
@@ -167,6 +168,22 @@ def test_a_steep_gradient_that_stays_is_passed_over_and_replayed(tmp_path):
     (tmp_path / "again").mkdir()
     (tmp_path / "struck" / "decisions.jsonl").rename(tmp_path / "again" / "decisions.jsonl")
     assert fit(tmp_path / "again", *LONG) == struck
+
+
+def test_a_resumed_run_compares_with_the_steps_before_its_checkpoint(tmp_path):
+    def steep_and(*faults: str) -> str:
+        return f"watch.drill=[{{kind:steep_stays,step:18,times:0}}{''.join(faults)}]"
+
+    whole = fit(tmp_path / "whole", *LONG, steep_and())
+    assert [d["first"] for d in decisions(tmp_path / "whole")] == [18 * 4]
+    with pytest.raises(RankFailure, match="drill: exception"):
+        fit(tmp_path / "run", *LONG, steep_and(",{kind:exception,step:17}"))
+    stored = tmp_path / "run" / "checkpoints" / "step_00000016" / "state.json"
+    state = TrainState.from_dict(json.loads(stored.read_text()))
+    assert state.recent_losses == [loss for _, loss, _ in whole[:16]], "to the last bit"
+    assert state.recent_norms == [norm for _, _, norm in whole[:16]]
+    assert fit(tmp_path / "run", *LONG, steep_and()) == whole
+    assert decisions(tmp_path / "run") == decisions(tmp_path / "whole")
 
 
 def test_a_steep_gradient_is_taken_where_nobody_looks(tmp_path):
