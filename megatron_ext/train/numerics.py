@@ -35,6 +35,13 @@ class PassedOver:
     past: int
     step: int
     reason: str
+    numbering: str = ""
+    """What the samples are counted over (``TrainState.numbering``)."""
+
+    @property
+    def place(self) -> tuple[int, str, int]:
+        """Where it begins, as ``TrainState.place``."""
+        return self.phase, self.numbering, self.first
 
 
 class Numerics:
@@ -50,7 +57,7 @@ class Numerics:
         self._watch, self._rank, self._gradients = watch, rank, gradients
         self._file = run_dir / "decisions.jsonl"
         self._state = TrainState()
-        self._tried: tuple[int, int] = (-1, -1)
+        self._tried = (-1, "", -1)
         self._past = jsonl.read(self._file, PassedOver)
         self.fault = ""
 
@@ -85,12 +92,12 @@ class Numerics:
 
     def tried(self, state: TrainState) -> bool:
         """Whether the step at this place was bad just now."""
-        return self._tried == (state.phase, state.phase_samples)
+        return self._tried == state.place
 
     def first_time(self, state: TrainState) -> bool:
         """Whether the fault is new at this place: then the step is only run again."""
         new = not self.tried(state)
-        self._tried = (state.phase, state.phase_samples)
+        self._tried = state.place
         if new:
             log.warning("step %d: %s; running the step again", state.step + 1, self.fault)
         return new
@@ -116,6 +123,7 @@ class Numerics:
             past=past,
             step=state.step,
             reason=self.fault,
+            numbering=state.numbering,
         )
         self._past.append(decision)
         if self._rank == 0:
@@ -124,7 +132,7 @@ class Numerics:
 
     def replay(self, state: TrainState) -> None:
         """Take the decision of an earlier attempt at this place, so that the curve is the same."""
-        here = [d for d in self._past if (d.phase, d.first) == (state.phase, state.phase_samples)]
+        here = [d for d in self._past if d.place == state.place]
         if here:
             self._apply(state, max(here, key=lambda d: d.past))
 
