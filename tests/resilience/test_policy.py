@@ -130,4 +130,4 @@ def test_where_no_more_nodes_may_be_set_aside_a_suspected_one_stays() -> None:
     assert room(history, config=RESTART, pool=3, now=NOW) == 0
     suspect = Failure(name="suspect", suspects=("n2",))
     decision = decide(suspect, history, config=RESTART, progressed=False, pool=3, now=NOW)
-    assert (decision.action, decision.newly) == ("again", ())
+    assert (decision.action, decision.newly) == ("requeue", ()), "the same nodes prove nothing"
