@@ -12,12 +12,11 @@ import torch
 import torch.distributed as dist
 
 from megatron_ext import jsonl
-from megatron_ext.resilience.config import WatchConfig
+from megatron_ext.resilience.config import ENOUGH, WatchConfig
 from megatron_ext.resilience.suspicions import UNSOUND_EXIT
 from megatron_ext.train.state import TrainState
 
 log = logging.getLogger(__name__)
-ENOUGH = 16  # steps before a median means something
 
 
 class UnsoundError(FloatingPointError):

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from megatron_ext.resilience.config import WatchConfig
-from megatron_ext.train.numerics import ENOUGH, Numerics, _spike
+from megatron_ext.resilience.config import ENOUGH, WatchConfig
+from megatron_ext.train.numerics import Numerics, _spike
 from megatron_ext.train.state import TrainState
 
 LEVEL = [1.0, 1.1, 0.9, 1.2] * 8
