@@ -101,7 +101,8 @@ def judge(
 ) -> tuple[Decision, int]:
     """The policy's decision on ``failure``, and the step that the run stands at."""
     step = newest_step(run_dir)
-    release(run_dir)
+    if failure.name != "superseded":  # then the history is another's to write
+        release(run_dir)
     past = [a for a in attempts.history(run_dir) if a.attempt != attempt.attempt]
     decision = decide(
         failure,

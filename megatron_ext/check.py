@@ -20,7 +20,8 @@ def check_run(run: RunConfig, *, world_size: int) -> Plan:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run.name):
         raise ValueError(f"name={run.name!r} may hold letters, digits and . _ - only.")
-    for part in (run.parallel, run.precision, run.kernels, run.optimizer, run.data):
+    parts = (run.parallel, run.precision, run.kernels, run.optimizer, run.data, run.watch)
+    for part in parts:
         part.check()
     _check_intervals(run)
     run.model.check(run.parallel)

@@ -1,12 +1,9 @@
 """RUN_DIR/attempts.jsonl: every attempt at a run, when it began and how it ended."""
 
-import json
-import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-MAX_BYTES = 64 << 20  # a history longer than this is not one; the oldest part is left unread
+from megatron_ext import jsonl
 
 
 @dataclass(kw_only=True)
@@ -83,37 +80,10 @@ def _path(run_dir: Path) -> Path:
 
 def append(run_dir: Path, attempt: Attempt) -> None:
     """Write the attempt's present state; the last line of an attempt is what counts."""
-    data = (json.dumps(asdict(attempt)) + "\n").encode()
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-    handle = os.open(_path(run_dir), flags, 0o600)
-    try:
-        size = os.fstat(handle).st_size
-        if size and os.pread(handle, 1, size - 1) != b"\n":
-            data = b"\n" + data  # the line before was torn by a power loss
-        os.write(handle, data)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    jsonl.append(_path(run_dir), attempt)
 
 
 def history(run_dir: Path) -> list[Attempt]:
     """Every attempt, oldest first. Torn or foreign lines are passed over."""
-    try:
-        with open(_path(run_dir), "rb") as file:
-            file.seek(max(0, _path(run_dir).stat().st_size - MAX_BYTES))
-            lines = file.read(MAX_BYTES).split(b"\n")
-    except FileNotFoundError:
-        return []
-    newest: dict[str, Attempt] = {}
-    for line in lines:
-        if (attempt := _parse(line)) is not None:
-            newest[attempt.attempt] = attempt
+    newest = {attempt.attempt: attempt for attempt in jsonl.read(_path(run_dir), Attempt)}
     return sorted(newest.values(), key=lambda a: a.number)
-
-
-def _parse(line: bytes) -> Attempt | None:
-    try:
-        values: dict[str, Any] = json.loads(line)
-        return Attempt(**values)
-    except (ValueError, TypeError):
-        return None

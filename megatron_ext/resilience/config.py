@@ -1,11 +1,18 @@
 """What follows a failure, and what is watched for, as plain data."""
 
+import math
 from dataclasses import dataclass, field
 
 from megatron_ext.legal import unknown_choice
 from megatron_ext.resilience.drill import DrillConfig
 
 ON_BAD_STEP = ("stop", "skip", "rewind")
+ENOUGH = 16  # steps before a median of losses or norms means something
+NONE_AT_0 = {
+    "max_interventions": "to stop at the first",
+    "replica_interval_steps": "no checksums",
+    "straggler_interval_steps": "no comparisons",
+}
 
 
 @dataclass(kw_only=True)
@@ -100,12 +107,22 @@ class WatchConfig:
                     f"watch.{key}={factor} is not above 1: every other step would be a spike. "
                     f"Use 0 to look for none."
                 )
-        if self.straggler_interval_steps < 0:
+        if self.spike_window_steps < ENOUGH:
             raise ValueError(
-                f"watch.straggler_interval_steps={self.straggler_interval_steps} is below 0: give "
-                f"the steps between comparisons, or 0 for none."
+                f"watch.spike_window_steps={self.spike_window_steps} must be at least {ENOUGH}: a "
+                f"median of fewer steps means nothing. Use watch.spike_factor=0 and "
+                f"watch.grad_spike_factor=0 to look for no spikes."
             )
-        if self.straggler_factor <= 1:
+        for key, none in NONE_AT_0.items():
+            if (value := getattr(self, key)) < 0:
+                raise ValueError(f"watch.{key}={value} must be at least 0, which is {none}.")
+        for key in ("hang_floor_seconds", "hang_unlearnt_seconds"):
+            if not 0 < (value := getattr(self, key)) < math.inf:
+                raise ValueError(
+                    f"watch.{key}={value} must be a number above 0. Use watch.hang=false to look "
+                    f"for no hangs."
+                )
+        if not self.straggler_factor > 1:
             raise ValueError(
                 f"watch.straggler_factor={self.straggler_factor} is not above 1: some rank would "
                 f"always be slow. Use watch.straggler_interval_steps=0 to look for none."

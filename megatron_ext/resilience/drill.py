@@ -27,14 +27,17 @@ class DrillConfig:
     """Attempts and restarts that it strikes; 0 is every time."""
 
     def check(self) -> None:
-        """Refuse an unknown fault.
+        """Refuse an unknown fault, and counts below 0.
 
         Raises:
-            ValueError: naming the known ones.
+            ValueError: naming the known ones, or the key.
         """
         known = [*FAULTS, *NUMERIC, *MOMENTS, *LASTING]
         if self.kind not in known:
             raise unknown_choice("watch.drill.kind", self.kind, known)
+        for key in ("step", "rank", "times"):
+            if (value := getattr(self, key)) < 0:
+                raise ValueError(f"watch.drill.{key}={value} of {self.kind} must be at least 0.")
 
 
 def _raise() -> None:

@@ -19,7 +19,7 @@ EXIT_CODES = {"done": 0, "again": 0, "requeue": 75, "hold": 78, "stop": 93}
 # They say nothing about the run, so that they never spend its budget.
 UNCOUNTED = {"stopped", "preempted", "node", "gpu", "time_limit", "scheduler", "suspect"}
 # The nodes are no longer ours, or should not be used again as they are.
-NEEDS_OTHER_NODES = {"preempted", "node", "gpu", "time_limit", "stopped", "launch"}
+NEEDS_OTHER_NODES = {"preempted", "node", "gpu", "time_limit", "stopped", "launch", "suspect"}
 # An unchanged retry may help once; the second sighting at one place is the workload's.
 CONFIRMED_ONCE = {"oom_device", "oom_host", "numerics", "checkpoint", "data"}
 DAY = 86400.0

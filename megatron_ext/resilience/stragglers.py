@@ -1,10 +1,10 @@
 """Which ranks are slower than their peers, for long enough to say so. Pure."""
 
-import json
-import os
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+from megatron_ext import jsonl
 
 WINDOWS = 3  # in a row, before a rank is named, and before it counts as well again
 MIN_SECONDS = 0.002  # a step; below it, a ratio is noise of the clock
@@ -89,10 +89,7 @@ def _path(run_dir: Path) -> Path:
 
 def record(run_dir: Path, found: Straggler) -> None:
     """Append it to RUN_DIR/stragglers.jsonl."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-    handle = os.open(_path(run_dir), flags, 0o600)
-    with open(handle, "w") as file:
-        file.write(json.dumps(asdict(found)) + "\n")
+    jsonl.append(_path(run_dir), found)
 
 
 def forget(run_dir: Path) -> None:
@@ -103,15 +100,7 @@ def forget(run_dir: Path) -> None:
 def known(run_dir: Path, *, attempt: str) -> list[Straggler]:
     """Ranks that were named in ``attempt`` and have not recovered since."""
     newest: dict[tuple[str, str | int], Straggler] = {}
-    try:
-        lines = _path(run_dir).read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            found = Straggler(**json.loads(line))
-        except (ValueError, TypeError):
-            continue
+    for found in jsonl.read(_path(run_dir), Straggler):
         if found.attempt == attempt:
             newest[found.kind, found.node if found.kind == "network" else found.rank] = found
     return [found for found in newest.values() if not found.over]

@@ -1,9 +1,9 @@
 """RUN_DIR/suspicions.jsonl: steps that one node alone got wrong, and what others made of them."""
 
-import json
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+from megatron_ext import jsonl
 
 # Exit codes of ranks, those of Megatron's rerun machine.
 SUSPECT_EXIT = 16  # go on elsewhere, to tell hardware from the data
@@ -13,6 +13,7 @@ VERDICTS = {
     "workload": "as bad elsewhere: the samples are to blame, and the suspect comes back",
     "gone": "sound, but the suspect took part: nothing is proved",
 }
+Place = tuple[int, str, int]  # as train.state.TrainState.place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,31 +31,27 @@ class Suspicion:
     """In which it was bad, in the place and again in place."""
 
     fault: str
+    numbering: str = ""
+    """What the phase's samples are counted over (``TrainState.numbering``)."""
+
     verdict: str = ""
-    """A word of ``VERDICTS``, or empty as long as nobody has taken the step again."""
+    """A word of ``VERDICTS``, or empty as long as nobody has taken the step elsewhere."""
+
+    @property
+    def place(self) -> Place:
+        """Of the step, whatever its number is."""
+        return self.phase, self.numbering, self.first
+
+
+def _path(run_dir: Path) -> Path:
+    return run_dir / "suspicions.jsonl"
 
 
 def record(run_dir: Path, found: Suspicion) -> None:
     """Append it; the last line of a place is what counts."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-    handle = os.open(run_dir / "suspicions.jsonl", flags, 0o600)
-    with open(handle, "w") as file:
-        file.write(json.dumps(asdict(found)) + "\n")
-        file.flush()
-        os.fsync(handle)
+    jsonl.append(_path(run_dir), found)
 
 
-def known(run_dir: Path) -> dict[tuple[int, int], Suspicion]:
+def known(run_dir: Path) -> dict[Place, Suspicion]:
     """By place. A torn line was never acted on."""
-    try:
-        lines = (run_dir / "suspicions.jsonl").read_text().splitlines()
-    except OSError:
-        return {}
-    found = {}
-    for line in lines:
-        try:
-            one = Suspicion(**json.loads(line))
-        except (ValueError, TypeError):
-            continue
-        found[one.phase, one.first] = one
-    return found
+    return {one.place: one for one in jsonl.read(_path(run_dir), Suspicion)}

@@ -63,9 +63,10 @@ class Elsewhere:
             SuspectNodeError: on the first rank of the one node whose own gradients were bad; the
                 others wait for their watchers to end them.
         """
-        if before := self._known.get((state.phase, state.phase_samples)):
-            self._settle(before, "workload")
-            return
+        if before := self._known.get(state.place):
+            if self._moved_from(before):
+                self._settle(before, "workload")
+            return  # with the suspect among the nodes, that it is as bad again proves nothing
         if not (self._wanted and self._env.spare_node):
             return
         bad = self._bad_ranks()
@@ -82,6 +83,7 @@ class Elsewhere:
             node=own_host(),
             attempt=self._env.attempt,
             fault=fault,
+            numbering=state.numbering,
         )
         suspicions.record(self._run_dir, found)
         raise SuspectNodeError(
@@ -99,17 +101,20 @@ class Elsewhere:
 
     def sound(self, state: TrainState) -> None:
         """The step at this place is sound: say what that means where it was suspect before."""
-        before = self._known.get((state.phase, state.phase_samples)) if self._known else None
+        before = self._known.get(state.place) if self._known else None
         if before is not None:
-            own = [a for a in attempts.history(self._run_dir) if a.attempt == self._env.attempt]
-            proved = bool(own) and before.node not in own[0].nodes
-            self._settle(before, "hardware" if proved else "gone")
+            self._settle(before, "hardware" if self._moved_from(before) else "gone")
+
+    def _moved_from(self, before: Suspicion) -> bool:
+        """Whether this attempt is surely on other nodes than the suspected one."""
+        own = [a for a in attempts.history(self._run_dir) if a.attempt == self._env.attempt]
+        return bool(own) and before.node not in own[0].nodes
 
     def _settle(self, before: Suspicion, verdict: str) -> None:
         if before.verdict:
             return
         after = replace(before, verdict=verdict)
-        self._known[before.phase, before.first] = after
+        self._known[before.place] = after
         if self._env.rank == 0:
             log.warning(
                 "step %d of %s, %s: %s", before.step, before.node, verdict, VERDICTS[verdict]

@@ -38,12 +38,13 @@ class Feed:
         self.context = context
         """Rank and size of the context-parallel group, whose ranks share each sequence."""
 
-        self._opened = (-1, 0)
+        self._opened: tuple[object, ...] = ()
         self._samples: Samples
 
     def phase(self, phase: Phase, state: TrainState) -> Samples:
         """The samples of ``phase``, opened at the ledger with which it began."""
-        key = (phase.index, len(state.skipped))
+        windows = tuple((s["phase"], s["first"], s["past"]) for s in state.skipped)
+        key = (phase.index, state.numbering, windows)
         if self._opened != key:
             self._samples = open_phase(self.run, phase, self.sources, state)
             self._opened = key

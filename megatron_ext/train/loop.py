@@ -21,7 +21,7 @@ from megatron_ext.train.elsewhere import Elsewhere
 from megatron_ext.train.feed import Feed
 from megatron_ext.train.numerics import Numerics
 from megatron_ext.train.phases import Phase, Plan
-from megatron_ext.train.saving import Checkpoints
+from megatron_ext.train.saving import Checkpoints, numbering
 from megatron_ext.train.state import TrainState
 from megatron_ext.train.step import StepResult, train_step
 
@@ -122,7 +122,7 @@ class Trainer:
             with self.elsewhere.locating(self.model) if again else nullcontext():
                 result = self._try_step()
             if result.approved:
-                self.numerics.taken(result.loss, result.grad_norm)
+                self.numerics.taken(self.state, result.loss, result.grad_norm)
                 self.elsewhere.sound(self.state)
                 return result
             if self.numerics.first_time(self.state):
@@ -130,14 +130,14 @@ class Trainer:
             self.elsewhere.suspect(self.state, self.numerics.fault)
             past = self.state.phase_samples + self.global_batch_size()
             if self.numerics.intervene(self.state) == "rewind" and self.checkpoints.saved_step:
-                phase = self.state.phase
+                counted = self.state.place[:2]
                 self._saved(self.checkpoints.finish())
                 self.checkpoints.resume(self)
                 self.enter_phase(new=False)
                 for callback in self.callbacks:
                     callback.after_rewind(self)
-                if self.state.phase != phase:
-                    continue  # the bad step is met, and passed over, when its phase comes again
+                if self.state.place[:2] != counted:
+                    continue  # the bad step is met, and passed over, when its place comes again
             self.numerics.skip(self.state, past)
 
     def _try_step(self) -> StepResult:
@@ -155,7 +155,7 @@ class Trainer:
             groups=self.groups,
             # Every token counts where documents are not kept apart.
             loss_tokens=None if packed else size * phase.seq_length,
-            judge=self.numerics,
+            judge=self.numerics.against(self.state),
         )
 
     def learning_rate(self) -> float:
@@ -193,6 +193,7 @@ class Trainer:
             return
         phase = self.phase
         set_rotary_base(self.model, phase.rotary_base)
+        self.state.numbering = numbering(self.run, self.state)
         if not new:
             return
         if phase.config.optimizer_state == "reset" and self.state.step:

@@ -1,6 +1,8 @@
 """When the trainer saves, which checkpoint it starts from, and what it says about it."""
 
 import dataclasses
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from megatron_ext.checkpoint.resumable import as_plain, differences, stored_run
 from megatron_ext.checkpoint.save import PendingSave, Staging, begin
 from megatron_ext.checkpoint.shelf import Shelf
 from megatron_ext.config import RunConfig
+from megatron_ext.data.ledger import tokens_of
 from megatron_ext.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -132,11 +135,19 @@ def changes_feeding(stored: dict[str, Any], run: RunConfig, phase: int) -> bool:
     """
     if phase >= len(run.phases) or phase >= len(stored["phases"]):
         return False
+    return _feeding(stored, phase) != _feeding(as_plain(run), phase)
 
-    def feeding(config: dict[str, Any]) -> list[Any]:
-        own = config["phases"][phase]
-        shares = [own[k] for k in ("tokens", "mixture", "mixture_end", "ramp_power")]
-        length = own["seq_length"] or config["batch"]["seq_length"]
-        return [length, list(config["data"]["sources"]), *shares]
 
-    return feeding(stored) != feeding(as_plain(run))
+def _feeding(config: dict[str, Any], phase: int) -> list[Any]:
+    own = config["phases"][phase]
+    shares = [own[k] for k in ("tokens", "mixture", "mixture_end", "ramp_power")]
+    length = own["seq_length"] or config["batch"]["seq_length"]
+    return [length, list(config["data"]["sources"]), *shares]
+
+
+def numbering(run: RunConfig, state: TrainState) -> str:
+    """A name for what the running phase's samples are counted over: what they are drawn from, how,
+    and where in it the count began. Numbers of two names do not compare."""
+    start = {name: tokens_of(state.ledger, name) for name in run.data.sources}
+    parts = [run.seed, state.anchor_tokens, start, _feeding(as_plain(run), state.phase)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -23,6 +23,10 @@ class TrainState:
     anchor_tokens: int = 0
     """Tokens of the phase at which ``ledger`` was taken: 0, or where its feeding was changed."""
 
+    numbering: str = ""
+    """Names what ``phase_samples`` counts (train/saving.py): another anchor or mixture, another
+    name. Filled in when a phase is entered."""
+
     ledger: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What each source had given at the anchor (megatron_ext/data/ledger.py)."""
 
@@ -34,6 +38,15 @@ class TrainState:
 
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Windows of data that were skipped on purpose, each with its reason."""
+
+    recent_losses: list[float] = field(default_factory=list)
+    recent_norms: list[float] = field(default_factory=list)
+    """Of the last ``watch.spike_window_steps`` steps: what the next one is compared with."""
+
+    @property
+    def place(self) -> tuple[int, str, int]:
+        """Of the next step in the text: equal for equal samples, in whichever attempt."""
+        return self.phase, self.numbering, self.phase_samples
 
     def rebase(self) -> None:
         """Anchor the ledger here: from now on the phase draws other windows than before.

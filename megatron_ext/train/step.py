@@ -163,7 +163,9 @@ def train_step(
     ``loss_tokens`` is how many tokens of the whole job count in this step. Without it, the
     micro-batches are read and their masks counted before the first forward pass.
 
-    ``judge`` may hold the update back; then nothing has changed and the step can be run again.
+    ``judge`` may hold the update back; then weights and moments are as they were and the step can
+    be run again. With fp16 the loss scale may not be: Megatron has counted the step as one without
+    an infinite gradient before its norm is known, and doubles the scale after so many of them.
     """
     for chunk in chunks:
         chunk.zero_grad_buffer()
@@ -207,7 +209,8 @@ class _HeldBackError(Exception):
 def _judged(optimizer: Any, judge: Judge | None) -> Iterator[None]:
     """Shows ``judge`` the norm between Megatron's computing it and clipping by it.
 
-    By then nothing is changed but copies of gradients: no second pass over them is needed.
+    By then nothing is changed but copies of gradients, and fp16's loss scale: no second pass over
+    them is needed.
     """
     if judge is None:
         yield

@@ -271,6 +271,19 @@ def test_a_suspected_node_comes_back_when_the_step_was_as_bad_elsewhere(tmp_path
         assert attempts.history(folder)[0].excluded == left
 
 
+def test_a_superseded_copy_takes_no_node_back_in_anothers_history(tmp_path: Path) -> None:
+    folder = _begin(tmp_path)
+    run = folder.parents[1]
+    past = Attempt(number=0, attempt="a", ended=time.time(), excluded=["n2"], suspects=["n2"])
+    attempts.append(run, past)
+    found = Suspicion(phase=0, first=8, step=3, rank=1, node="n2", attempt="a", fault="NaN")
+    suspicions.record(run, replace(found, verdict="workload"))
+    before = (run / "attempts.jsonl").read_bytes()
+    lease.take(run, "newer")
+    assert attempt.end(folder, 1, "", ENVIRON).split()[0] == "stop"
+    assert (run / "attempts.jsonl").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("pool", "down", "excluded", "spare"),
     [

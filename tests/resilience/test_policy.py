@@ -1,14 +1,18 @@
 """Restarts are decided by class, root and progress; nodes are set aside by strikes."""
 
+import math
 import random
 import time
 
 import pytest
 
+from megatron_ext.check import check_run
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.classify import CLASSES, INFRASTRUCTURE, Failure
 from megatron_ext.resilience.config import RestartConfig, WatchConfig
+from megatron_ext.resilience.drill import DrillConfig
 from megatron_ext.resilience.policy import ACTIONS, Decision, decide, room, set_aside
+from tests.train.test_phases import run
 
 RESTART = RestartConfig()
 NOW = time.time()
@@ -119,6 +123,39 @@ def test_a_factor_that_every_step_would_be_above_is_refused(key: str) -> None:
     WatchConfig(**{key: 0.0}).check()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("spike_factor", 0.5, "not above 1"),
+        ("spike_window_steps", -1, "must be at least 16: a median of fewer steps means nothing"),
+        ("spike_window_steps", 15, "must be at least 16"),
+        ("max_interventions", -1, "must be at least 0, which is to stop at the first"),
+        ("replica_interval_steps", -5, "must be at least 0, which is no checksums"),
+        ("straggler_interval_steps", -1, "must be at least 0, which is no comparisons"),
+        ("straggler_factor", math.nan, "not above 1"),
+        ("hang_floor_seconds", -1.0, "must be a number above 0"),
+        ("hang_unlearnt_seconds", math.nan, "must be a number above 0"),
+        ("hang_unlearnt_seconds", 0.0, "must be a number above 0"),
+        ("on_bad_step", "pray", "not known"),
+    ],
+)
+def test_what_is_watched_is_refused_by_its_key_before_a_run(
+    key: str, value: object, sentence: str
+) -> None:
+    job = run()
+    check_run(job, world_size=1)
+    setattr(job.watch, key, value)
+    with pytest.raises(ValueError, match=rf"watch\.{key}={value} .*{sentence}"):
+        check_run(job, world_size=1)
+
+
+def test_a_drill_at_no_step_is_refused() -> None:
+    job = run()
+    job.watch.drill = [DrillConfig(kind="nan", step=-1)]
+    with pytest.raises(ValueError, match=r"watch\.drill\.step=-1 of nan must be at least 0"):
+        check_run(job, world_size=1)
+
+
 def test_a_suspected_node_is_set_aside_at_once_and_costs_the_run_nothing() -> None:
     suspect = Failure(name="suspect", root="suspect", suspects=("n2",))
     decision = _after([], suspect)
@@ -130,4 +167,4 @@ def test_where_no_more_nodes_may_be_set_aside_a_suspected_one_stays() -> None:
     assert room(history, config=RESTART, pool=3, now=NOW) == 0
     suspect = Failure(name="suspect", suspects=("n2",))
     decision = decide(suspect, history, config=RESTART, progressed=False, pool=3, now=NOW)
-    assert (decision.action, decision.newly) == ("again", ())
+    assert (decision.action, decision.newly) == ("requeue", ()), "the same nodes prove nothing"

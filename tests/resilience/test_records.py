@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ext.resilience import attempts, lease
+from megatron_ext import jsonl
+from megatron_ext.resilience import attempts, lease, suspicions
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.outcome import Outcome, read_outcome, write_outcome
 from megatron_ext.resilience.stop import StopRequest, stop_file
+from megatron_ext.resilience.suspicions import Suspicion
+from megatron_ext.train.numerics import PassedOver
 
 
 def test_the_outcome_of_another_attempt_is_no_outcome(tmp_path: Path) -> None:
@@ -53,6 +56,55 @@ def test_history_keeps_the_newest_state_of_each_attempt_past_any_torn_byte(tmp_p
         (tmp_path / "attempts.jsonl").write_bytes(whole[:cut])
         attempts.append(tmp_path, Attempt(number=9, attempt="new"))
         assert attempts.history(tmp_path)[-1].attempt == "new"
+
+
+RECORDS = [
+    Attempt(number=0, attempt="a", nodes=["n1"], ended=1.0),
+    PassedOver(phase=0, first=24, past=28, step=6, reason="loss is nan"),
+    Suspicion(phase=0, first=8, step=3, rank=1, node="n2", attempt="a", fault="NaN"),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_a_torn_line_costs_only_itself(tmp_path: Path, record: object) -> None:
+    path = tmp_path / "records.jsonl"
+    jsonl.append(path, record)
+    whole = path.read_bytes()
+    for cut in (1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole + whole[:cut])
+        jsonl.append(path, record)
+        assert jsonl.read(path, type(record)) == [record] * (3 if cut == len(whole) - 1 else 2)
+
+
+def test_suspicions_and_history_are_written_past_a_torn_line(tmp_path: Path) -> None:
+    for name in ("attempts", "suspicions"):
+        (tmp_path / f"{name}.jsonl").write_text('{"phase": 0, "fir')
+    attempts.append(tmp_path, RECORDS[0])
+    suspicions.record(tmp_path, RECORDS[2])
+    assert attempts.history(tmp_path) == [RECORDS[0]]
+    assert list(suspicions.known(tmp_path).values()) == [RECORDS[2]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"number": "1"},
+        {"number": True},
+        {"attempt": ["a"]},
+        {"nodes": "n1"},
+        {"nodes": [1]},
+        {"started": "now"},
+        {"ended": "5"},
+        {"excluded": None},
+    ],
+)
+def test_a_line_with_a_value_of_another_type_is_passed_over(tmp_path: Path, wrong: dict) -> None:
+    attempts.append(tmp_path, Attempt(number=0, attempt="a", ended=5))
+    with open(tmp_path / "attempts.jsonl", "a") as file:
+        file.write(json.dumps({"number": 1, "attempt": "b", **wrong}) + "\n[1]\n5\n")
+    assert [a.line() for a in attempts.history(tmp_path)] == [
+        "attempt 0 (local):  after 5 s, step 0 -> 0; : "
+    ]
 
 
 def test_history_is_private_and_follows_no_link(tmp_path: Path) -> None:

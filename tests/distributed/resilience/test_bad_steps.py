@@ -4,13 +4,16 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from launch.compose import compose
+from megatron_ext.data.writer import CorpusWriter
 from megatron_ext.parallel.env import Env
 from megatron_ext.resilience import attempts, lease, suspicions
 from megatron_ext.testing import RankFailure, meeting, run_on_ranks
 from megatron_ext.train.read_metrics import read
+from megatron_ext.train.state import TrainState
 
 TINY = [
     "model=llama_tiny",
@@ -96,6 +99,32 @@ def test_decisions_are_replayed_by_an_attempt_that_never_saw_the_fault(tmp_path)
     assert fit(tmp_path / "again") == struck
 
 
+def test_decisions_are_not_replayed_on_other_text(tmp_path):
+    for name in "ab":
+        with CorpusWriter(tmp_path / name, dtype=np.uint16) as writer:
+            for _ in range(60):
+                writer.add_document(np.arange(100))
+    text = [f"data.sources.{name}.path={tmp_path / name}" for name in "ab"]
+
+    def phases(**mixture: float) -> list[str]:
+        shares = ",".join(f"{name}:{share}" for name, share in mixture.items())
+        return [f"phases=[{{tokens:2304,mixture:{{{shares}}}}}]", "data.synthetic=false", *text]
+
+    run = tmp_path / "run"
+    faults = f"{{kind:nan_stays,step:{STRUCK}}},{{kind:exception,step:9}}"
+    with pytest.raises(RankFailure, match="drill: exception"):
+        fit(run, *phases(a=0.5, b=0.5), f"watch.drill=[{faults}]")
+    (before,) = decisions(run)
+    assert (before["first"], before["past"]) == (24, 28)
+    assert len(fit(run, *phases(a=0.7, b=0.3))) == 18
+    assert (run / "logs.txt").read_text().count("passing over") == 1
+    assert decisions(run) == [before]
+    stored = json.loads((run / "checkpoints" / "step_00000018" / "state.json").read_text())
+    lines = stored["consumed"].values()
+    assert sum(line["tokens"] for line in lines) == (18 + 1) * 4 * 32
+    assert sum(line["skipped_windows"] for line in lines) == 4
+
+
 def test_a_run_that_wants_no_intervention_ends_with_the_cause(tmp_path):
     with pytest.raises(RankFailure, match="gradient is not finite at step 7 again"):
         fit(tmp_path / "run", "watch.on_bad_step=stop", kind="nan_stays")
@@ -140,6 +169,20 @@ def test_a_nan_that_stays_elsewhere_is_the_datas_and_is_passed_over(tmp_path):
     assert [d["first"] for d in decisions(run)] == [STRUCK * 4]
 
 
+def test_a_nan_that_stays_on_the_same_nodes_proves_nothing(tmp_path):
+    run, struck = tmp_path / "run", {"kind": "nan_on_node", "rank": 1, "ranks": 2, "times": 0}
+    with pytest.raises(RankFailure, match="to be taken on other nodes"):
+        fit(run, **struck, environ=begin(run, "a"))
+    lease.take(run, "b")
+    own = attempts.history(run)[0].nodes  # Slurm gave the same ones
+    attempts.append(run, attempts.Attempt(number=1, attempt="b", nodes=own))
+    same = nodes(attempt="a") | {"MEGATRON_EXT_ATTEMPT": "b"}
+    assert len(fit(run, **struck, environ=same)) == STEPS
+    (found,) = suspicions.known(run).values()
+    assert (found.node, found.verdict) == ("an1", "")
+    assert [d["first"] for d in decisions(run)] == [STRUCK * 4]
+
+
 def test_without_a_spare_node_a_nan_of_one_node_is_passed_over_in_place(tmp_path):
     fit(tmp_path / "run", kind="nan_on_node", rank=1, ranks=2, environ=nodes(spare=False))
     assert len(decisions(tmp_path / "run")) == 1
@@ -167,6 +210,22 @@ def test_a_steep_gradient_that_stays_is_passed_over_and_replayed(tmp_path):
     (tmp_path / "again").mkdir()
     (tmp_path / "struck" / "decisions.jsonl").rename(tmp_path / "again" / "decisions.jsonl")
     assert fit(tmp_path / "again", *LONG) == struck
+
+
+def test_a_resumed_run_compares_with_the_steps_before_its_checkpoint(tmp_path):
+    def steep_and(*faults: str) -> str:
+        return f"watch.drill=[{{kind:steep_stays,step:18,times:0}}{''.join(faults)}]"
+
+    whole = fit(tmp_path / "whole", *LONG, steep_and())
+    assert [d["first"] for d in decisions(tmp_path / "whole")] == [18 * 4]
+    with pytest.raises(RankFailure, match="drill: exception"):
+        fit(tmp_path / "run", *LONG, steep_and(",{kind:exception,step:17}"))
+    stored = tmp_path / "run" / "checkpoints" / "step_00000016" / "state.json"
+    state = TrainState.from_dict(json.loads(stored.read_text()))
+    assert state.recent_losses == [loss for _, loss, _ in whole[:16]], "to the last bit"
+    assert state.recent_norms == [norm for _, _, norm in whole[:16]]
+    assert fit(tmp_path / "run", *LONG, steep_and()) == whole
+    assert decisions(tmp_path / "run") == decisions(tmp_path / "whole")
 
 
 def test_a_steep_gradient_is_taken_where_nobody_looks(tmp_path):
