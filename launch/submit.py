@@ -175,16 +175,21 @@ def refuse_long_array(runs: int) -> None:
 
 
 def submit_array(
-    overrides: list[str], *, dry_run: bool, test_only: bool, most: int, checked: bool = True
+    overrides: list[str],
+    *,
+    dry_run: bool,
+    test_only: bool,
+    most: int | None = None,
+    checked: bool = True,
 ) -> None:
     """One array for all combinations of comma-separated values, ``most`` at most.
 
     Raises:
         ValueError: the runs are too many or ask different things of the cluster, or one is live.
     """
-    from launch.compose import sweep
+    from launch.compose import MOST_RUNS, sweep
 
-    runs = sweep(overrides, most=most)
+    runs = sweep(overrides, most=MOST_RUNS if most is None else most)
     refuse_long_array(len(runs))
     jobs = [prepare(one) for one in runs]
     base = Path(jobs[0].folder()).absolute()
@@ -229,9 +234,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--test-only", action="store_true")
     parser.add_argument("--multirun", action="store_true")
-    parser.add_argument(
-        "--most-runs", type=int, default=1000, help="runs that --multirun may queue (1000)"
-    )
+    parser.add_argument("--most-runs", type=int, help="of a --multirun, where not as many as usual")
     parser.add_argument("--no-preflight", action="store_true", help="queue what it would refuse")
     args = parser.parse_intermixed_args()
     if args.multirun:

@@ -72,7 +72,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cfg", choices=["job"], help="print the composed job and exit")
     parser.add_argument("--multirun", action="store_true", help="a,b values make several runs")
     parser.add_argument(
-        "--most-runs", type=int, default=compose.MOST_RUNS, help="of a --multirun (1000)"
+        "--most-runs",
+        type=int,
+        default=compose.MOST_RUNS,
+        help=f"of a --multirun ({compose.MOST_RUNS})",
     )
     return parser.parse_intermixed_args(argv)
 

@@ -1,4 +1,4 @@
-"""The observer helps a run whose job is dead or lost, within the policy, and leaves others alone."""
+"""The observer helps a run whose job is dead or lost, within policy, and leaves others alone."""
 
 import json
 import os
