@@ -139,7 +139,7 @@ def test_what_follows_a_failed_step_of_a_chain_never_starts(lab: Lab, tmp_path: 
 
 
 def test_one_run_of_an_array_is_looked_at_and_stopped_by_itself(lab: Lab) -> None:
-    run = lab.run("arr", nodes=1)
+    run = lab.run("arr", steps=2000, nodes=1)
     words = [w for w in run.overrides if not w.startswith("seed=")]
     words += ["batch.global_batch_size=2", "slurm.array_limit=1", "seed=1,2"]
     done = run.cluster.python("launch.submit", "--multirun", *words)
