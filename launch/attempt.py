@@ -114,12 +114,14 @@ def start_attempt(
     clear_outcome(run_dir)
     if begun_by_hand(run_dir, environ, after=after):
         stop_file(run_dir).unlink(missing_ok=True)
+    if job_id := job_id_in(environ):
+        write_text(run_dir / "job", f"{job_id}\n")
     folder = run_dir / "attempts" / name
     folder.mkdir(mode=0o700, parents=True)
     attempt = attempts.Attempt(
         number=past[-1].number + 1 if past else 0,
         attempt=name,
-        job_id=environ.get("SLURM_JOB_ID", ""),
+        job_id=job_id,
         restart_count=int(environ.get("SLURM_RESTART_COUNT", "0")),
         nodes=scheduler.hostnames(environ.get("SLURM_JOB_NODELIST", "")),
         started=time.time(),
@@ -140,8 +142,15 @@ def begun_by_hand(run_dir: Path, environ: Mapping[str, str], *, after: str | Non
     """
     if after is not None or int(environ.get("SLURM_RESTART_COUNT", "0")):
         return False
-    job_id = environ.get("SLURM_JOB_ID", "")
+    job_id = job_id_in(environ)
     return not job_id or queued(run_dir) != job_id
+
+
+def job_id_in(environ: Mapping[str, str]) -> str:
+    """The job that this process is in, one run of an array as ``ARRAY_TASK``; empty without one."""
+    if array := environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ.get("SLURM_JOB_ID", "")
 
 
 def end(folder: Path, exit_code: int, asked: str, environ: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@
       - {name: prepare, tool: tools.prepare, args: [IN, OUT], options: {cpus-per-task: 32}}
       - {name: train, train: [recipe=index_1p9b/pretrain, slurm.nodes=8]}
       - {name: convert, tool: tools.convert, args: [megatron-to-hf, ...], after: [train]}
+      - {name: evaluate, tool: tools.evaluate, args: [CKPT, --data, PREFIX], after: [train]}
 
 A step without ``after`` follows the one above it. When a step fails, Slurm cancels what needs it.
 """
@@ -14,20 +15,29 @@ import json
 import re
 import shlex
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from launch.cli import refusing
-from launch.sbatch import CHECKOUT, options, sbatch_command
+from launch.sbatch import CHECKOUT, options, sbatch_command, setup
+from launch.step_words import task_words
+from megatron_ext.atomic import write_text
+from megatron_ext.legal import unknown_choice
 
 if TYPE_CHECKING:
     from launch.config import JobConfig
 
 TASK = CHECKOUT / "slurm" / "task.sbatch"
-TOOL = re.compile(r"tools(\.[a-z_]+)+")
+TOOL = re.compile(r"tools(\.[a-z][a-z_]*)+")
+FIELDS = {"cpus-per-task": "cpus_per_task", "mem": "memory"} | {
+    name: name for name in ("time", "partition", "account", "qos", "constraint")
+}
+"""Options of a step that have a field of the cluster's."""
+NOT_OF_TOOLS = ("--gpus", "--ntasks", "--signal")
 KEYS = {"name", "tool", "args", "options", "train", "after"}
 
 
@@ -49,7 +59,10 @@ def read(path: Path) -> tuple[str, list[Step]]:
     Raises:
         ValueError: a step that can never start, or that is neither a tool nor a run.
     """
-    tree = yaml.safe_load(path.read_text())
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict) or not isinstance(tree.get("steps"), list) or not tree["steps"]:
         raise ValueError(f"{path} has no list of steps.")
     steps: list[Step] = []
@@ -59,14 +72,34 @@ def read(path: Path) -> tuple[str, list[Step]]:
         step = Step(
             name=str(entry.get("name", "")),
             tool=str(entry.get("tool", "")),
-            args=[str(a) for a in entry.get("args", [])],
-            options={str(k): str(v) for k, v in entry.get("options", {}).items()},
-            train=[str(o) for o in entry.get("train", [])],
-            after=[str(a) for a in entry.get("after", [s.name for s in steps[-1:]])],
+            args=_words(entry, "args", []),
+            options={str(k): str(v) for k, v in _given(entry, "options", {}).items()},
+            train=_words(entry, "train", []),
+            after=_words(entry, "after", [s.name for s in steps[-1:]]),
         )
         check(step, known=[s.name for s in steps])
         steps.append(step)
     return str(tree.get("cluster", "local")), steps
+
+
+def _given(entry: dict[str, Any], key: str, otherwise: Any) -> Any:
+    """``entry[key]``, refused where it is not of the same kind as ``otherwise``."""
+    value = entry.get(key, otherwise)
+    if not isinstance(value, type(otherwise)):
+        kind = "list, [a, b]" if isinstance(otherwise, list) else "mapping, {name: value}"
+        raise ValueError(f"steps.{entry.get('name', '')}.{key}={value!r} is no {kind}.")
+    return value
+
+
+def _words(entry: dict[str, Any], key: str, otherwise: list[str]) -> list[str]:
+    return [str(word) for word in _given(entry, key, otherwise)]
+
+
+def programs() -> list[str]:
+    """Every program of tools/ that a step can name."""
+    paths = sorted((CHECKOUT / "tools").rglob("[a-z]*.py"))
+    found = [path for path in paths if '__name__ == "__main__"' in path.read_text()]
+    return [".".join(path.relative_to(CHECKOUT).with_suffix("").parts) for path in found]
 
 
 def check(step: Step, *, known: list[str]) -> None:
@@ -81,6 +114,8 @@ def check(step: Step, *, known: list[str]) -> None:
         raise ValueError(f"steps.{step.name}: give either tool or train.")
     if step.tool and not TOOL.fullmatch(step.tool):
         raise ValueError(f"steps.{step.name}.tool={step.tool!r} is not a program of tools/.")
+    if step.tool and step.tool not in (known_tools := programs()):
+        raise unknown_choice(f"steps.{step.name}.tool", step.tool, known_tools)
     for other in step.after:
         if other not in known:
             raise ValueError(
@@ -89,53 +124,81 @@ def check(step: Step, *, known: list[str]) -> None:
             )
 
 
-def command(step: Step, cluster: str, ids: dict[str, str], job: "JobConfig") -> list[str]:
-    """The sbatch words of ``step`` once the jobs before it have ids."""
+def command(step: Step, ids: dict[str, str], job: "JobConfig", folder: Path) -> list[str]:
+    """The sbatch words of ``step`` once the jobs before it have ids.
+
+    ``folder``: of the run, or of what a tool's batch shell reads.
+    """
     needs = ":".join(ids[name] for name in step.after)
-    job.slurm.dependency = f"afterok:{needs}" if needs else ""
     job.slurm.check()
+    job.slurm.dependency = f"afterok:{needs}" if needs else job.slurm.dependency
     if step.train:
-        return sbatch_command(job, Path(job.folder()).absolute())
+        return sbatch_command(job, folder)
     job.name = step.name
     job.slurm.nodes = 1
-    job.cluster.options.update(step.options)
+    for name, value in step.options.items():
+        if name not in FIELDS:
+            job.cluster.options[name] = value
+        elif name == "cpus-per-task" and not value.isdigit():
+            raise ValueError(f"steps.{step.name}.options.{name}={value} is no number of cores.")
+        else:
+            setattr(job.cluster, FIELDS[name], int(value) if name == "cpus-per-task" else value)
     job.cluster.check()
-    logs = Path("runs/tasks").absolute()
-    words = [w for w in options(job, logs) if not w.startswith(("--gpus", "--ntasks", "--signal"))]
-    return ["sbatch", "--parsable", *words, str(TASK), step.tool, *step.args]
+    words = [w for w in options(job, folder.parent) if not w.startswith(NOT_OF_TOOLS)]
+    return ["sbatch", "--parsable", *words, str(TASK), str(folder), step.tool, *step.args]
 
 
-def queue_all(cluster: str, steps: list[Step], *, dry_run: bool) -> dict[str, str]:
-    """Queue every step; returns the job ids by name. On a refusal, cancels what was queued."""
+def queue_all(
+    cluster: str, steps: list[Step], *, dry_run: bool, checked: bool = True
+) -> dict[str, str]:
+    """Queue every step; returns the job ids by name. On a refusal, cancels what was queued.
+
+    ``checked`` runs the preflight of runs that need no step before them, on GPU clusters.
+    """
     from launch import scheduler
-    from launch.submit import prepare, queue, record
+    from launch.submit import note_queued, preflight, prepare, queue, queue_recorded
+    from launch.truth import refuse_live
 
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    jobs: list[tuple[Step, JobConfig, Path]] = []
+    for step in steps:
+        job = prepare([*step.train, f"cluster={cluster}"]) if step.train else bare(cluster)
+        folder = Path(job.folder()) if step.train else Path("runs/tasks") / f"{step.name}-{stamp}"
+        if step.train:
+            refuse_live(folder.absolute())
+            if checked and not dry_run and not step.after and job.cluster.gpus_per_node:
+                preflight(job)
+        jobs.append((step, job, folder.absolute()))
     ids: dict[str, str] = {}
-    folders: dict[str, Path] = {}
     try:
-        for step in steps:
-            job = prepare([*step.train, f"cluster={cluster}"]) if step.train else bare(cluster)
-            words = command(step, cluster, ids, job)
+        for step, job, folder in jobs:
+            words = command(step, ids, job, folder)
             if dry_run:
                 print(shlex.join(words))
-                ids[step.name] = str(len(ids) + 1)
-                continue
-            if step.train:
-                folders[step.name] = Path(job.folder()).absolute()
-                record(job, folders[step.name], words)
+                ids[step.name] = step.name
+            elif step.train:
+                ids[step.name] = queue_recorded([(job, folder)], words)
+                note_queued(folder, ids[step.name])
             else:
-                Path("runs/tasks/logs").mkdir(parents=True, exist_ok=True)
-            ids[step.name] = queue(words)
-            if step.train:
-                (folders[step.name] / "job").write_text(f"{ids[step.name]}\n")
+                record_task(job, folder)
+                ids[step.name] = queue(words)
     except ValueError:
         for job_id in ids.values() if not dry_run else ():
             scheduler.cancel(job_id)
         raise
-    for name, folder in folders.items():
-        behind = {ids[s.name]: s.name for s in steps if name in s.after}
-        (folder / "successors.json").write_text(json.dumps(behind) + "\n")
+    for step, _, folder in jobs:
+        if step.train and not dry_run:
+            behind = {ids[s.name]: s.name for s in steps if step.name in s.after}
+            write_text(folder / "successors.json", json.dumps(behind) + "\n")
     return ids
+
+
+def record_task(job: "JobConfig", folder: Path) -> None:
+    """Leave what slurm/task.sbatch reads: the set-up of the site, and how Python is started."""
+    (folder.parent / "logs").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700)
+    write_text(folder / "setup.sh", setup(job))
+    write_text(folder / "step", "\n".join(task_words(job)) + "\n")
 
 
 def bare(cluster: str) -> "JobConfig":
@@ -152,9 +215,10 @@ def main() -> int:
     )
     parser.add_argument("chain", type=Path)
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
+    parser.add_argument("--no-preflight", action="store_true", help="queue what it would refuse")
     args = parser.parse_args()
     cluster, steps = read(args.chain)
-    ids = queue_all(cluster, steps, dry_run=args.dry_run)
+    ids = queue_all(cluster, steps, dry_run=args.dry_run, checked=not args.no_preflight)
     if not args.dry_run:
         for name, job_id in ids.items():
             print(f"job {job_id}: {name}")

@@ -13,7 +13,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -131,6 +131,8 @@ def _set(node: Any, last: str, value: Any, text: str) -> None:
     try:
         if isinstance(node, ListConfig):
             node[int(last)] = OmegaConf.merge(node[int(last)], value)
+        elif value == {} and OmegaConf.get_type(node, last) is dict:
+            node[last] = {}  # a merge would keep what is there
         elif isinstance(value, dict | list):  # a merge turns plain items into typed ones
             merged: Any = OmegaConf.merge(node, {last: value})
             node[last] = merged[last]
@@ -208,6 +210,8 @@ def sweep(overrides: list[str], *, most: int = MOST_RUNS) -> list[list[str]]:
     """
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
+        for one in parsed:
+            _refuse_sweep(one, [other.key_or_group for other in parsed])
         swept = {one.key_or_group: _values(one) for one in parsed if one.is_sweep_override()}
         if (asked := math.prod(swept.values())) > most:
             product = " * ".join(f"{count:,} of {key}" for key, count in swept.items())
@@ -215,6 +219,8 @@ def sweep(overrides: list[str], *, most: int = MOST_RUNS) -> list[list[str]]:
                 f"--multirun asks for {product} = {asked:,} runs, above --most-runs={most}: give "
                 f"fewer values, or raise --most-runs."
             )
+        if not asked:
+            raise ValueError(f"{' '.join(overrides)} asks for no run: a range holds no value.")
         lists = [
             [f"{one.key_or_group}={value}" for value in one.sweep_string_iterator()]
             if one.is_sweep_override()
@@ -224,6 +230,17 @@ def sweep(overrides: list[str], *, most: int = MOST_RUNS) -> list[list[str]]:
     except HydraException as error:
         raise ValueError(f"{' '.join(overrides)} cannot be read: {_first_line(error)}") from error
     return [list(run) for run in itertools.product(*lists)]
+
+
+def _refuse_sweep(one: Override, keys: list[str]) -> None:
+    """Refuse what cannot be counted, or what would be counted twice."""
+    text = one.input_line or one.key_or_group
+    if one.is_sweep_override() and keys.count(one.key_or_group) > 1:
+        raise ValueError(f"{text}: {one.key_or_group} is given more than once: give it all values.")
+    if isinstance(one.value(), Glob):
+        raise ValueError(f"{text}: write the choices out, a,b,c; --help lists them.")
+    if isinstance(value := one.value(), RangeSweep) and not value.step:
+        raise ValueError(f"{text}: a range with step 0 has no end.")
 
 
 def _values(one: Override) -> int:

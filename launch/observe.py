@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import fcntl
 import logging
+import math
 import signal
 import sys
 import time
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 OURS = "seen from outside: "
 """Begins the headline of every record that is made here."""
+
+LEAST_SILENCE, LEAST_INTERVAL = 10.0, 1.0
+"""Seconds. Watchers show a sign of life every 10 s (megatron_ext/resilience/chair.py)."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,10 @@ def main() -> int:
     parser.add_argument("--log-only", action="store_true", help="say what would be done")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    for key, least in (("silence", LEAST_SILENCE), ("interval", LEAST_INTERVAL)):
+        value = getattr(args, key)
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"--{key}={value:g} must be at least {least:g} seconds.")
     for run_dir in args.run_dirs:
         if not (run_dir / "config.yaml").exists():
             raise FileNotFoundError(f"{run_dir} holds no run: config.yaml is missing.")

@@ -4,7 +4,6 @@ Values may change what a resume lets change; training refuses the others, naming
 """
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -19,7 +18,6 @@ def queue_again(run_dir: Path, overrides: list[str], *, dry_run: bool = False) -
     """
     from launch import compose
     from launch.after_attempt import set_aside
-    from launch.sbatch import sbatch_command
     from launch.site import asked_nodes, world_size
     from launch.submit import submit
     from megatron_ext.check import check_run
@@ -29,12 +27,9 @@ def queue_again(run_dir: Path, overrides: list[str], *, dry_run: bool = False) -
     job.slurm.exclude = sorted({*job.slurm.exclude, *set_aside(run_dir)})
     job.slurm.nodes = asked_nodes(job)
     job.run_dir = str(run_dir.absolute())
-    if dry_run:
-        print(shlex.join(sbatch_command(job, run_dir.absolute())))
-        return
     check_run(job, world_size=world_size(job))
     check_resumable(job)
-    submit(job, dry_run=False, test_only=False)
+    submit(job, dry_run=dry_run, test_only=False)
 
 
 def main() -> int:

@@ -37,11 +37,16 @@ def answers() -> bool:
 
 
 def job(job_id: str, *, tries: int = 1) -> dict[str, str]:
-    """Fields of ``scontrol show job``; empty when the controller does not answer or know it."""
+    """Fields of ``scontrol show job``; empty when the controller does not answer or know it.
+
+    ``JobId`` is as asked for: of one run of an array, ``ARRAY_TASK``. Slurm's own number is that
+    of the whole array for a task that waits, and for one of those that run.
+    """
     text = ask("scontrol", "-o", "show", "job", job_id, tries=tries) if job_id else None
     if not text:
         return {}
-    return dict(re.findall(r"(?:^|\s)([A-Z][\w:/]*)=(.*?)(?=\s[A-Z][\w:/]*=|\s*$)", text))
+    fields = re.findall(r"(?:^|\s)([A-Z][\w:/]*)=(.*?)(?=\s[A-Z][\w:/]*=|\s*$)", text)
+    return dict(fields) | {"JobId": job_id}
 
 
 def fate(facts: dict[str, str], restart_count: int) -> str:

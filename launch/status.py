@@ -27,6 +27,8 @@ def lines(state: State) -> list[str]:
     text = [head, where]
     if state.job_id:
         text.append(f"  job {state.job_id}: {state.slurm or 'not known to Slurm here'}")
+    if state.damaged:
+        text.append(f"  damaged: {state.damaged}")
     if state.excluded:
         text.append(f"  set aside: {', '.join(state.excluded)}")
     text += [f"  {line}" for line in state.slow]

@@ -42,7 +42,7 @@ def step_words(
         # All that the batch shell has, which is a short list already, and the attempt.
         f"--export=ALL,MEGATRON_EXT_ATTEMPT={attempt.attempt}"
         f",MEGATRON_EXT_SPARE_NODE={int(spare and job.cluster.launcher != 'torchrun')}",
-        *_container(job, run_dir),
+        *_container(job),
     ]
     if job.cluster.cpus_per_task:
         words.append(f"--cpus-per-task={job.cluster.cpus_per_task}")
@@ -55,7 +55,12 @@ def _tasks_per_node(job: "JobConfig", environ: Mapping[str, str]) -> int:
     return int(asked) if asked.isdigit() else job.cluster.ranks_per_node()
 
 
-def _container(job: "JobConfig", run_dir: Path) -> list[str]:
+def task_words(job: "JobConfig") -> list[str]:
+    """Options of srun and the Python of a program of tools/, which runs on one node."""
+    return [*_container(job), *_python(job)]
+
+
+def _container(job: "JobConfig") -> list[str]:
     if not job.cluster.container or job.cluster.container_runtime != "pyxis":
         return []
     mounts = ",".join(job.cluster.container_mounts)
@@ -64,16 +69,19 @@ def _container(job: "JobConfig", run_dir: Path) -> list[str]:
 
 
 def _command(job: "JobConfig", run_dir: Path, tasks: int) -> list[str]:
+    if job.cluster.launcher == "torchrun":
+        return [*_python(job), "-m", "launch.torchrun_node", str(run_dir), str(tasks)]
+    return [*_python(job), "-m", "launch.rank", str(run_dir / "config.yaml")]
+
+
+def _python(job: "JobConfig") -> list[str]:
     python = "python" if job.cluster.container else sys.executable
-    config = str(run_dir / "config.yaml")
     words: list[str] = []
     if job.cluster.container and job.cluster.container_runtime == "apptainer":
         words = ["apptainer", "exec", "--nv", f"--pwd={CHECKOUT}"]
         words += [f"--bind={mount}" for mount in job.cluster.container_mounts]
         words.append(job.cluster.container)
-    if job.cluster.launcher == "torchrun":
-        return [*words, python, "-m", "launch.torchrun_node", str(run_dir), str(tasks)]
-    return [*words, python, "-m", "launch.rank", config]
+    return [*words, python]
 
 
 def environment(job: "JobConfig") -> dict[str, str]:

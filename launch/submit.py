@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from launch.cli import refusing
 from launch.sbatch import CHECKOUT, sbatch_command, setup
 from launch.site import asked_nodes, world_size
+from launch.truth import refuse_live
 from megatron_ext.atomic import write_text
 from megatron_ext.resilience.stop import stop_file
 
@@ -67,10 +68,7 @@ def preflight(job: "JobConfig") -> None:
 
 
 def record(job: "JobConfig", run_dir: Path, words: list[str]) -> None:
-    """Leave config, set-up, code version and the exact command in the run folder.
-
-    An older request of launch.stop is taken back: what is queued now is to run.
-    """
+    """Leave config, set-up, code version and the exact command in the run folder."""
     from launch.attempt import private_folder
     from launch.compose import save
 
@@ -82,8 +80,34 @@ def record(job: "JobConfig", run_dir: Path, words: list[str]) -> None:
         run_dir / "submit.sh",
         f"#!/bin/bash\ncd {shlex.quote(str(CHECKOUT))}\n{shlex.join(words)}\n",
     )
-    stop_file(run_dir).unlink(missing_ok=True)
     write_text(run_dir / "code.json", json.dumps(code_version(), indent=1) + "\n")
+
+
+def queue_recorded(runs: list[tuple["JobConfig", Path]], words: list[str]) -> str:
+    """Record ``runs`` and queue the job that runs them; returns its id.
+
+    Raises:
+        ValueError: Slurm refused; folders of older runs hold the config.yaml of before.
+    """
+    configs = [run_dir / "config.yaml" for _, run_dir in runs]
+    before = {path: path.read_text() for path in configs if path.exists()}
+    for job, run_dir in runs:
+        record(job, run_dir, words)
+    try:
+        return queue(words)
+    except ValueError:
+        for path, text in before.items():
+            write_text(path, text)
+        raise
+
+
+def note_queued(run_dir: Path, job_id: str) -> None:
+    """Write down that Slurm took the run as ``job_id``.
+
+    An older request of launch.stop is taken back: what is queued now is to run.
+    """
+    stop_file(run_dir).unlink(missing_ok=True)
+    write_text(run_dir / "job", f"{job_id}\n")
 
 
 def code_version() -> dict[str, str]:
@@ -123,31 +147,19 @@ def submit(job: "JobConfig", *, dry_run: bool, test_only: bool, checked: bool = 
     """Queue one job, or say what would be. ``checked`` runs the preflight on GPU clusters."""
     run_dir = Path(job.folder()).absolute()
     words = sbatch_command(job, run_dir)
+    refuse_live(run_dir)
     if dry_run:
         print(shlex.join(words))
         return
     if test_only:
         done = subprocess.run([words[0], "--test-only", *words[2:]], cwd=CHECKOUT, check=False)
         raise SystemExit(done.returncode)
-    refuse_live(run_dir)
     if checked and job.cluster.gpus_per_node:
         preflight(job)
-    record(job, run_dir, words)
-    job_id = queue(words)
-    write_text(run_dir / "job", f"{job_id}\n")
+    job_id = queue_recorded([(job, run_dir)], words)
+    note_queued(run_dir, job_id)
     print(f"job {job_id} queued: {run_dir}")
     print(f"  python -m launch.status {run_dir} --watch")
-
-
-def refuse_live(run_dir: Path) -> None:
-    """Refuse a run folder whose job is still in the queue or running."""
-    from launch.truth import live_job
-
-    if job_id := live_job(run_dir):
-        raise ValueError(
-            f"{run_dir} is the folder of job {job_id}, which has not ended: choose another name=, "
-            f"or end it with python -m launch.stop {run_dir}."
-        )
 
 
 def refuse_long_array(runs: int) -> None:
@@ -163,21 +175,27 @@ def refuse_long_array(runs: int) -> None:
 
 
 def submit_array(
-    overrides: list[str], *, dry_run: bool, test_only: bool, most: int, checked: bool = True
+    overrides: list[str],
+    *,
+    dry_run: bool,
+    test_only: bool,
+    most: int | None = None,
+    checked: bool = True,
 ) -> None:
     """One array for all combinations of comma-separated values, ``most`` at most.
 
     Raises:
         ValueError: the runs are too many or ask different things of the cluster, or one is live.
     """
-    from launch.compose import sweep
+    from launch.compose import MOST_RUNS, sweep
 
-    runs = sweep(overrides, most=most)
+    runs = sweep(overrides, most=MOST_RUNS if most is None else most)
     refuse_long_array(len(runs))
     jobs = [prepare(one) for one in runs]
     base = Path(jobs[0].folder()).absolute()
     for k, job in enumerate(jobs):
         job.name, job.run_dir = f"{job.name}-{k}", f"{base}-{k}"
+        refuse_live(Path(job.run_dir))
         if (job.cluster, job.slurm) != (jobs[0].cluster, jobs[0].slurm):
             raise ValueError(
                 "cluster and slurm settings must be the same for all runs of one array: submit "
@@ -196,15 +214,15 @@ def submit_array(
         command = [words[0], "--test-only", *words[2:-1], str(CHECKOUT)]
         raise SystemExit(subprocess.run(command, cwd=CHECKOUT, check=False).returncode)
     for job in jobs:
-        refuse_live(Path(job.run_dir))
         if checked and job.cluster.gpus_per_node:
             preflight(job)
-    for job in jobs:
-        record(job, Path(job.run_dir), words)
-    listing.parent.mkdir(mode=0o700, exist_ok=True)
+    listing.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_text(listing.with_name("setup.sh"), setup(jobs[0]))
     write_text(listing, "".join(f"{job.run_dir}/config.yaml\n" for job in jobs))
-    print(f"array {queue(words)} queued: {len(jobs)} runs, {limit} at once: {base}-*")
+    array = queue_recorded([(job, Path(job.run_dir)) for job in jobs], words)
+    for k, job in enumerate(jobs):
+        note_queued(Path(job.run_dir), f"{array}_{k}")
+    print(f"array {array} queued: {len(jobs)} runs, {limit} at once: {base}-*")
 
 
 def main() -> None:
@@ -216,9 +234,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--test-only", action="store_true")
     parser.add_argument("--multirun", action="store_true")
-    parser.add_argument(
-        "--most-runs", type=int, default=1000, help="runs that --multirun may queue (1000)"
-    )
+    parser.add_argument("--most-runs", type=int, help="of a --multirun, where not as many as usual")
     parser.add_argument("--no-preflight", action="store_true", help="queue what it would refuse")
     args = parser.parse_intermixed_args()
     if args.multirun:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from launch import compose
 from launch.cli import refusing
 from launch.config import JobConfig
+from launch.truth import refuse_live
 from megatron_ext.check import check_run
 from megatron_ext.checkpoint.resumable import check_resumable
 from megatron_ext.given import check_given
@@ -71,7 +72,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cfg", choices=["job"], help="print the composed job and exit")
     parser.add_argument("--multirun", action="store_true", help="a,b values make several runs")
     parser.add_argument(
-        "--most-runs", type=int, default=compose.MOST_RUNS, help="of a --multirun (1000)"
+        "--most-runs",
+        type=int,
+        default=compose.MOST_RUNS,
+        help=f"of a --multirun ({compose.MOST_RUNS})",
     )
     return parser.parse_intermixed_args(argv)
 
@@ -92,6 +96,8 @@ def start(job: JobConfig) -> int:
             raise ValueError(f"launch.nproc={nproc} must be at least 1.")
         if (threads := job.launch.threads_per_rank) is not None and threads < 1:
             raise ValueError(f"launch.threads_per_rank={threads} must be at least 1.")
+        if env.rank == 0 and not env.attempt:
+            refuse_live(Path(job.folder()))
         plan = check_run(job, world_size=env.world_size if launched else nproc)
         check_given(job)
         check_resumable(job)

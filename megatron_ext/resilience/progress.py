@@ -52,9 +52,17 @@ def last_metrics(run_dir: Path) -> dict[str, Any]:
             values = json.loads(line)
         except ValueError:
             continue
-        if isinstance(values, dict) and "step" in values and "loss" in values:
+        if isinstance(values, dict) and "loss" in values and _sound(values):
             return values
     return {}
+
+
+def _sound(values: dict[str, Any]) -> bool:
+    """Counts are counts and times are numbers, where they are given."""
+    counts = (values.get(k, 0) for k in ("tokens", "global_batch_size", "seq_length"))
+    times = (values.get(k, 0.0) for k in ("loss", "seconds", "step_seconds"))
+    sound = all(isinstance(v, int) for v in (values.get("step"), *counts))
+    return sound and all(isinstance(v, int | float) for v in times)
 
 
 def took_steps(run_dir: Path, *, since: float, step_before: int) -> bool:

@@ -13,7 +13,7 @@ from launch import attempt, health, scheduler
 from launch.after_attempt import cancel_successors, notify, release, spare_node
 from launch.compose import compose, load
 from launch.status import lines
-from launch.submit import record
+from launch.submit import note_queued
 from launch.truth import look
 from megatron_ext.resilience import attempts, lease, stragglers, suspicions
 from megatron_ext.resilience.attempts import Attempt
@@ -194,9 +194,9 @@ def test_a_request_to_stop_outlives_a_start_that_came_after_it(tmp_path: Path) -
     assert starts(SLURM_JOB_ID="12"), "asked while the job of launch.submit was starting"
     assert starts(SLURM_JOB_ID="12", SLURM_RESTART_COUNT="1"), "asked while it was requeued"
     assert not starts(SLURM_JOB_ID="13"), "a person has used sbatch since"
+    assert (tmp_path / "run" / "job").read_text() == "13\n"
     stop_file(tmp_path / "run").touch()
-    words = [*SMALL, f"run_dir={tmp_path}/run"]
-    record(compose(words), tmp_path / "run", ["sbatch"])
+    note_queued(tmp_path / "run", "14")
     assert not stop_file(tmp_path / "run").exists(), "a person has used launch.submit since"
 
 

@@ -79,3 +79,9 @@ def test_an_empty_or_damaged_config_is_refused_by_name(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.yaml is not a saved job"):
         compose.load(tmp_path / "config.yaml")
+
+
+def test_an_empty_mapping_takes_away_what_a_recipe_names() -> None:
+    words = ["recipe=quickstart", "data.validation.more={path: x}"]
+    assert "more" in compose.compose(words).data.validation
+    assert compose.compose([*words, "data.validation={}"]).data.validation == {}

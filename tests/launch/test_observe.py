@@ -1,8 +1,4 @@
-"""The observer helps a run whose job is dead or lost, within the policy, and leaves others alone.
-
-Slurm is a folder of small programs here that keep what they are told; the real one is in
-tests/slurm.
-"""
+"""The observer helps a run whose job is dead or lost, within policy, and leaves others alone."""
 
 import json
 import os
@@ -21,45 +17,11 @@ from megatron_ext.resilience import attempts, lease
 from megatron_ext.resilience.lease import LostLease
 from megatron_ext.resilience.outcome import Outcome, write_outcome
 from megatron_ext.resilience.stop import stop_file
+from tests.launch.slurm_programs import Slurm
 from tests.launch.test_attempt import ENVIRON, SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG_AGO = time.time() - 5000
-
-
-class Slurm:
-    """Programs on PATH that answer from files and write down their arguments."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        (folder / "bin").mkdir(parents=True)
-        self._program("squeue", "")
-        self._program("sinfo", "echo n1; echo n2")
-        self._program("scancel", "")
-        self._program("sbatch", "echo 77")
-        self._program("scontrol", f'[ "$1" = requeue ] || cat {folder}/job 2>/dev/null')
-        monkeypatch.setenv("PATH", f"{folder}/bin:{os.environ['PATH']}")
-
-    def _program(self, name: str, body: str) -> None:
-        path = self.folder / "bin" / name
-        path.write_text(f'#!/bin/sh\necho {name} "$@" >> {self.folder}/told\n{body}\n')
-        path.chmod(0o755)
-
-    def knows(self, state: str, run_dir: Path) -> None:
-        """Job 12 of the run is in ``state``; empty: there is no such job."""
-        text = f"JobId=12 JobName=x JobState={state} StdOut={run_dir}/logs/x Restarts=0\n"
-        (self.folder / "job").write_text(text if state else "")
-
-    def dies(self) -> None:
-        """No controller answers."""
-        for name in ("squeue", "scontrol", "sbatch"):
-            self._program(name, "exit 1")
-
-    def told(self, name: str) -> list[str]:
-        """What ``name`` was called with."""
-        path = self.folder / "told"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [line for line in lines if line.startswith(name)]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import chain, sbatch
+from launch import sbatch
 from launch.cluster_config import ClusterConfig, SlurmConfig
 from launch.compose import choices, compose
 from launch.config import JobConfig
@@ -196,30 +196,6 @@ def test_batch_files_are_sound_bash(name: str) -> None:
     assert not re.search(r"^\s*(eval|set -\w*x)\b", text, re.M)
 
 
-def test_a_chain_orders_its_jobs_and_names_what_could_never_start(tmp_path: Path) -> None:
-    path = tmp_path / "chain.yaml"
-    path.write_text(
-        "cluster: loopback\nsteps:\n"
-        "- {name: prepare, tool: tools.prepare, args: [in, out]}\n"
-        f"- {{name: fit, train: {[*SMALL, f'run_dir={tmp_path}/run']}}}\n"
-        "- {name: convert, tool: tools.convert, args: [x], after: [fit]}\n"
-    )
-    cluster, steps = chain.read(path)
-    assert [step.after for step in steps] == [[], ["prepare"], ["fit"]]
-    words = chain.command(steps[2], cluster, {"fit": "12"}, chain.bare(cluster))
-    assert "--dependency=afterok:12" in words
-    assert "--kill-on-invalid-dep=yes" in words
-    for wrong, says in (
-        ("- {name: a, tool: tools.prepare, after: [b]}", "never start"),
-        ("- {name: a, tool: os.system}", "not a program of tools"),
-        ("- {name: 'a; x', tool: tools.prepare}", "plain word"),
-        ("- {name: a}", "either tool or train"),
-    ):
-        path.write_text(f"steps:\n{wrong}\n")
-        with pytest.raises(ValueError, match=says):
-            chain.read(path)
-
-
 def test_help_answers_in_well_under_a_second() -> None:
     for name in ("submit", "status", "stop", "resume", "chain", "health", "attempt"):
         before = os.times()
@@ -271,3 +247,12 @@ def test_a_million_runs_are_refused_before_one_of_them_is_written_out() -> None:
     assert len(runs) == 6
     with pytest.raises(ValueError, match=r"cannot be read"):
         sweep(["seed=interval(0,1)"], most=6)
+    for words, says in (
+        (["seed=range(0,1000000000)", "seed=1,2"], "seed is given more than once"),
+        (["seed=1,2", "seed=3"], "seed is given more than once"),
+        (["seed=range(0,10,0)"], "step 0 has no end"),
+        (["seed=range(0,10,-1)"], "asks for no run"),
+        (["recipe=glob(*)"], "write the choices out"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            sweep(words, most=6)

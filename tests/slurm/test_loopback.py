@@ -24,13 +24,11 @@ def by_hand(lab: Lab) -> Run:
     run = lab.run("byhand")
     words = [w for w in run.overrides if not w.startswith("slurm.nodes")]
     template = str(CHECKOUT / "slurm" / "train.sbatch")
-    job_id = lab.cluster.slurm(
+    lab.cluster.slurm(
         *("sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0"),
         *("--job-name=byhand", f"--chdir={CHECKOUT}", f"--output={lab.folder}/byhand.out"),
         *(template, *words),
-    ).strip()
-    run.folder.mkdir(mode=0o700)
-    (run.folder / "job").write_text(job_id)
+    )
     run.wait_gone(seconds=400)
     assert run.attempts(), (lab.folder / "byhand.out").read_text()
     return run
@@ -138,3 +136,21 @@ def test_what_follows_a_failed_step_of_a_chain_never_starts(lab: Lab, tmp_path: 
         seconds=90,
         what="the end of the successor",
     )
+
+
+def test_one_run_of_an_array_is_looked_at_and_stopped_by_itself(lab: Lab) -> None:
+    run = lab.run("arr", steps=2000, nodes=1)
+    words = [w for w in run.overrides if not w.startswith("seed=")]
+    words += ["batch.global_batch_size=2", "slurm.array_limit=1", "seed=1,2"]
+    done = run.cluster.python("launch.submit", "--multirun", *words)
+    assert done.returncode == 0, done.stderr
+    first, second = (Run(run.cluster, Path(f"{run.folder}-{k}"), words) for k in (0, 1))
+    first.wait_step(2, seconds=400)
+    assert (first.status()["truth"], second.status()["truth"]) == ("running", "waiting")
+    assert second.status()["job_id"] == second.job_id == first.job_id.replace("_0", "_1")
+    done = run.cluster.python("launch.stop", str(second.folder))
+    assert done.stdout == f"job {second.job_id} cancelled\n"
+    assert run.cluster.python("launch.stop", str(first.folder)).returncode == 0
+    first.wait_gone(seconds=400)
+    assert (first.status()["truth"], second.status()["truth"]) == ("stopped", "stopped")
+    assert second.attempts() == []

@@ -151,7 +151,6 @@ def two_copies(lab: Lab, name: str) -> list[str]:
     first = run.job_id
     text = (run.folder / "submit.sh").read_text().splitlines()[-1].split()
     second = lab.cluster.slurm(*text).strip().split(";")[0]
-    (run.folder / "job").write_text(f"{second}\n")
     run.wait(
         lambda: first not in lab.cluster.slurm("squeue", "-h", "-o", "%A").split(),
         seconds=300,
@@ -159,7 +158,8 @@ def two_copies(lab: Lab, name: str) -> list[str]:
     )
     run.wait_truth("finished", "given up")
     run.wait_gone()
-    return lab.check(run)
+    wrong = [] if run.job_id == second else [f"E: job says {run.job_id}, and {second} began last"]
+    return wrong + lab.check(run)
 
 
 def batch_shell_killed(by: str) -> Inject:
