@@ -175,6 +175,8 @@ def conclude(run_dir: Path, job: "JobConfig", name: str, *, exit_code: int, aske
         decision = replace(decision, action="requeue")  # these nodes are not ours for much longer
     restarts = len(list(folder_of(run_dir, attempt).glob("event-*.json")))
     record = closed(attempt, failure, decision, step=step, restarts=restarts)
+    for aside in folder_of(run_dir, attempt).glob(".*.tmp"):
+        aside.unlink(missing_ok=True)  # what a rank was writing when it was killed
     if job.watch.straggler_strikes:
         slow = [found.node for found in known(run_dir, attempt=name)]
         record.suspects = list(dict.fromkeys([*record.suspects, *slow]))

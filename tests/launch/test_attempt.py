@@ -69,6 +69,17 @@ def test_an_attempt_begins_with_a_lease_a_record_and_the_words_of_its_step(tmp_p
     assert look(tmp_path / "run").attempts[0]["number"] == 0
 
 
+def test_what_a_killed_rank_was_writing_does_not_stay(tmp_path: Path) -> None:
+    folder = _begin(tmp_path)
+    aside = folder / ".rank-1.2.error.5039.8341635d.tmp"
+    aside.write_text("half")
+    kept = folder / "rank-1.1.error"
+    kept.write_text("whole")
+    _end(folder)
+    assert not aside.exists()
+    assert kept.read_text() == "whole"
+
+
 def test_another_number_of_nodes_than_asked_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"slurm\.nodes=4, and Slurm gave 1"):
         attempt.begin([*SMALL, f"run_dir={tmp_path}/run", "slurm.nodes=4"], ENVIRON)
