@@ -182,7 +182,7 @@ def queue_all(
             else:
                 record_task(job, folder)
                 ids[step.name] = queue(words)
-    except ValueError:
+    except (ValueError, OSError):
         for job_id in ids.values() if not dry_run else ():
             scheduler.cancel(job_id)
         raise
