@@ -232,6 +232,7 @@ class SlurmConfig:
         Raises:
             ValueError: naming the dotted key, the value and the rule.
         """
+        self.restart.check()
         if self.nodes < 0:
             raise ValueError(f"slurm.nodes={self.nodes} is below 0: ask for at least one node.")
         if not 1 <= self.array_limit <= 1000:

@@ -40,6 +40,21 @@ class RestartConfig:
     log_only: bool = False
     """Record what would be done, and do nothing: the run then ends at its first failure."""
 
+    def check(self) -> None:
+        """Refuse numbers that mean nothing.
+
+        Raises:
+            ValueError: naming the dotted key, the value and the rule.
+        """
+        least = {"no_progress": 1, "ceiling": 1, "in_job": 0, "backoff_seconds": 0, "strikes": 1}
+        for key, lowest in least.items():
+            if (value := getattr(self, key)) < lowest:
+                raise ValueError(f"slurm.restart.{key}={value} must be at least {lowest}.")
+        if not 0 <= self.exclude_percent <= 100:
+            raise ValueError(
+                f"slurm.restart.exclude_percent={self.exclude_percent} must lie between 0 and 100."
+            )
+
 
 @dataclass(kw_only=True)
 class WatchConfig:

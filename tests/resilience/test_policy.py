@@ -168,3 +168,13 @@ def test_where_no_more_nodes_may_be_set_aside_a_suspected_one_stays() -> None:
     suspect = Failure(name="suspect", suspects=("n2",))
     decision = decide(suspect, history, config=RESTART, progressed=False, pool=3, now=NOW)
     assert (decision.action, decision.newly) == ("requeue", ()), "the same nodes prove nothing"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("no_progress", 0), ("strikes", 0), ("in_job", -1), ("exclude_percent", 101)],
+)
+def test_numbers_that_mean_nothing_are_refused(key: str, value: int) -> None:
+    RestartConfig().check()
+    with pytest.raises(ValueError, match=f"slurm.restart.{key}={value} must"):
+        RestartConfig(**{key: value}).check()
