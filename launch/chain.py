@@ -4,8 +4,8 @@
     steps:
       - {name: prepare, tool: tools.prepare, args: [IN, OUT], options: {cpus-per-task: 32}}
       - {name: train, train: [recipe=index_1p9b/pretrain, slurm.nodes=8]}
-      - {name: convert, tool: tools.convert, args: [megatron-to-hf, ...], after: [train]}
-      - {name: evaluate, tool: tools.evaluate, args: [CKPT, --data, PREFIX], after: [train]}
+      - {name: convert, tool: tools.convert, args: [megatron-to-hf, RUN_DIR, HF], after: [train]}
+      - {name: evaluate, tool: tools.evaluate, args: [RUN_DIR, --data, PREFIX], after: [train]}
 
 A step without ``after`` follows the one above it. When a step fails, Slurm cancels what needs it.
 """

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     to_megatron.add_argument("target", type=Path, help="checkpoint folder; must not exist yet")
     to_megatron.set_defaults(run=_to_megatron)
     to_hf = commands.add_parser("megatron-to-hf", help="export a checkpoint")
-    to_hf.add_argument("source", type=Path, help="checkpoint folder, saved at any layout")
+    to_hf.add_argument("source", type=Path, help="checkpoint of any layout, or a run folder")
     to_hf.add_argument("target", type=Path, help="model folder; must not exist yet")
     to_hf.add_argument(
         "--fold-norm-head", action="store_true", help="normalise the head's rows: a plain Llama"
@@ -115,8 +115,10 @@ def _to_megatron(args: argparse.Namespace) -> int:
 
 
 def _to_huggingface(args: argparse.Namespace) -> int:
+    from megatron_ext.checkpoint.folder import checkpoint_of
     from megatron_ext.convert.to_huggingface import to_huggingface
 
+    args.source = checkpoint_of(args.source)
     with _bar("converting") as progress:
         report = to_huggingface(
             args.source,

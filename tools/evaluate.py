@@ -50,9 +50,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--{key}={value} must be at least 1.")
 
     from megatron_ext import atomic
+    from megatron_ext.checkpoint.folder import checkpoint_of
     from megatron_ext.checkpoint.parent import trained_length
 
-    checkpoint = _checkpoint(args.checkpoint)
+    checkpoint = checkpoint_of(args.checkpoint)
     length = args.length or trained_length(checkpoint)
     scores = evaluate(checkpoint, args.data, length=length, tokens=args.tokens)
     print(table(scores))
@@ -62,22 +63,6 @@ def main(argv: list[str] | None = None) -> int:
     atomic.write_text(args.out, json.dumps(report, indent=1) + "\n")
     print(args.out)
     return 0
-
-
-def _checkpoint(path: Path) -> Path:
-    """``path``, or the newest good checkpoint of the run there.
-
-    Raises:
-        ValueError: a run folder without one.
-    """
-    from megatron_ext.checkpoint.folder import newest_good
-
-    if not (path / "checkpoints").is_dir():
-        return path
-    found, _ = newest_good(path / "checkpoints")
-    if found is None:
-        raise ValueError(f"{path} is a run folder without a good checkpoint.")
-    return found
 
 
 def evaluate(
@@ -116,13 +101,15 @@ def score(model: Any, corpus: "IndexedCorpus", *, length: int, tokens: int | Non
     """One domain, each token predicted once from those before it in its window."""
     import numpy as np
     import torch
+    from tqdm import tqdm
 
     from megatron_ext.data.held_out import HeldOut
     from megatron_ext.evaluate.loss_by_position import token_losses
 
     text = HeldOut(corpus, seq_length=length, tokens=tokens or corpus.num_tokens)
     total = 0.0
-    for begin in range(0, text.scored, length):
+    begins = range(0, text.scored, length)
+    for begin in tqdm(begins, desc=Path(corpus.prefix).name, unit="window", disable=None):
         piece = corpus.tokens[begin : min(begin + length, text.scored) + 1]
         total += float(token_losses(model, torch.from_numpy(piece.astype(np.int64))).double().sum())
     loss = total / text.scored

@@ -149,6 +149,20 @@ def newest_good(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     return None, bad
 
 
+def checkpoint_of(path: Path) -> Path:
+    """``path``, or the newest good checkpoint of the run whose folder it is.
+
+    Raises:
+        ValueError: a run folder without one.
+    """
+    if not (path / "checkpoints").is_dir():
+        return path
+    found, _ = newest_good(path / "checkpoints")
+    if found is None:
+        raise ValueError(f"{path} is a run folder without a good checkpoint.")
+    return found
+
+
 def retain(folder: Path, keep: int, *, trusted: Collection[Path] = ()) -> list[Path]:
     """Delete checkpoints older than the ``keep`` newest good ones; return what was deleted.
 

@@ -3,9 +3,11 @@
 The whole fault matrix is ``make test-faults`` (tools/faults.py); here is its quick part.
 """
 
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from tools.drills.rank_faults import wrong_config
 from tools.drills.storage_faults import killed_in_save
 
 pytestmark = pytest.mark.slurm
+TEXT = [str(CHECKOUT / f"megatron_ext/data/corpus/shipped/{n}.jsonl") for n in ("en-tech", "code")]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,54 @@ def test_an_array_that_slurm_would_refuse_is_refused_before_it_is_composed(lab: 
         "slurm.conf): submit them in 2 parts.\n"
     )
     assert not list(lab.folder.glob("array*"))
+
+
+def test_a_chain_goes_from_text_to_an_exported_and_evaluated_model(
+    lab: Lab, tmp_path: Path
+) -> None:
+    tokenizer, data = tmp_path / "t.model", tmp_path / "data"
+    run = lab.run("chained")
+    words = [w for w in run.overrides if not w.startswith(("data.sources", "phases"))]
+    words += [f"data.sources.all={{path:{data}/all}}", "model.vocab_size=1000"]
+    words += ["phases=[{tokens:1024,mixture:{all:1.0}}]"]
+    train = ["--vocab-size", "1000", "--out", str(tokenizer)]
+    index = ["--tokenizer", str(tokenizer), "--out", str(data), "--merge", "all"]
+    score = [str(run.folder), "--data", f"{data}/all", "--tokens", "500"]
+    steps: list[dict[str, Any]] = [
+        {"name": "tokenizer", "tool": "tools.train_tokenizer", "args": [*TEXT, *train]},
+        {"name": "prepare", "tool": "tools.prepare", "args": [*TEXT, *index]},
+        {"name": "train", "train": words},
+        {
+            "name": "convert",
+            "tool": "tools.convert",
+            "args": ["megatron-to-hf", str(run.folder), str(tmp_path / "hf")],
+        },
+        {
+            "name": "evaluate",
+            "tool": "tools.evaluate",
+            "args": [*score, "--out", str(tmp_path / "scores.json")],
+            "after": ["train"],
+        },
+    ]
+    (tmp_path / "chain.yaml").write_text(json.dumps({"cluster": "loopback", "steps": steps}))
+    done = lab.cluster.python("launch.chain", str(tmp_path / "chain.yaml"))
+    assert done.returncode == 0, done.stderr
+    jobs = [line.split()[1].rstrip(":") for line in done.stdout.splitlines()]
+    ended = "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT"
+
+    def facts(job: str) -> str:
+        return lab.cluster.slurm("scontrol", "-o", "show", "job", job)
+
+    run.wait(
+        lambda: all(any(f"JobState={word}" in facts(job) for word in ended) for job in jobs),
+        seconds=400,
+        what="the end of the chain",
+    )
+    assert [job for job in jobs if "JobState=COMPLETED" not in facts(job)] == []
+    assert (tmp_path / "hf" / "model.safetensors").is_file()
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["checkpoint"].startswith(str(run.folder))
+    assert 0 < scores["domains"]["all"]["loss"] < 10
 
 
 def test_what_follows_a_failed_step_of_a_chain_never_starts(lab: Lab, tmp_path: Path) -> None:
