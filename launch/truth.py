@@ -7,7 +7,7 @@ from typing import Any
 
 from launch import scheduler
 from launch.after_attempt import set_aside
-from megatron_ext.resilience import attempts
+from megatron_ext.resilience import attempts, lock
 from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.outcome import read_outcome
 from megatron_ext.resilience.progress import booked, last_metrics, newest_step
@@ -112,10 +112,10 @@ def _signs(run_dir: Path, last: Attempt) -> bool:
 
 
 def refuse_live(run_dir: Path) -> None:
-    """Refuse a run folder that a job of Slurm's writes to or will.
+    """Refuse a run folder that another run writes to or will: a job of Slurm's, or a local one.
 
     Raises:
-        ValueError: its job has not ended, or nobody can say that it has.
+        ValueError: its job has not ended, or nobody can say that it has, or a process holds it.
     """
     if job_id := unanswered(run_dir, attempts.history(run_dir)):
         raise ValueError(
@@ -127,6 +127,7 @@ def refuse_live(run_dir: Path) -> None:
             f"{run_dir} is the folder of job {job_id}, which has not ended: choose another name= "
             f"and run_dir=, or end it with python -m launch.stop {run_dir}."
         )
+    lock.check_free(run_dir)
 
 
 def look(run_dir: Path) -> State:

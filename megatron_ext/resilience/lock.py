@@ -32,6 +32,17 @@ def held(run_dir: Path) -> Iterator[None]:
         os.close(handle)  # forks that still run hold it on
 
 
+def check_free(run_dir: Path) -> None:
+    """Refuse a folder that a local run holds at this moment.
+
+    Raises:
+        ValueError: as ``held``.
+    """
+    if (run_dir / NAME).exists():
+        with held(run_dir):
+            pass
+
+
 def _take(handle: int, run_dir: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

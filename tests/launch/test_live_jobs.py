@@ -14,7 +14,7 @@ from launch.cli import refusing
 from launch.compose import compose, load
 from launch.status import lines
 from launch.truth import live_job, look
-from megatron_ext.resilience import attempts
+from megatron_ext.resilience import attempts, lock
 from megatron_ext.resilience.outcome import Outcome, write_outcome
 from megatron_ext.resilience.stop import stop_file
 from tests.launch.slurm_programs import Slurm
@@ -223,6 +223,17 @@ def test_noise_in_a_run_folder_is_named_and_passed_over(
         assert _run(main, empty) == 2
         assert f"{empty}/config.yaml is not a saved job" in capsys.readouterr().err
     assert not stop_file(empty).exists()
+
+
+def test_a_submission_is_refused_while_a_local_run_trains_in_the_folder(
+    tmp_path: Path, slurm: Slurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "local"
+    folder.mkdir()
+    with lock.held(folder):
+        assert _run(submit.main, "--dry-run", *_words(folder)) == 2
+        assert f"run_dir={folder} is being trained by process" in capsys.readouterr().err
+    assert _run(submit.main, "--dry-run", *_words(folder)) == 0
 
 
 @pytest.mark.parametrize("word", ["--silence=-3", "--silence=nan", "--interval=-3", "--interval=0"])
