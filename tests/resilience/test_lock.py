@@ -47,3 +47,13 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
     with pytest.raises(ValueError, match="cannot be opened"), lock.held(tmp_path):
         pass
     assert (tmp_path / "elsewhere").read_text() == "mine"
+
+
+def test_a_look_at_the_lock_writes_nothing(tmp_path):
+    lock.check_free(tmp_path)
+    assert not (tmp_path / lock.NAME).exists()
+    (tmp_path / lock.NAME).write_text("process 7 on elsewhere\n")
+    lock.check_free(tmp_path)
+    assert (tmp_path / lock.NAME).read_text() == "process 7 on elsewhere\n"
+    with lock.held(tmp_path), pytest.raises(ValueError, match="is being trained by process"):
+        lock.check_free(tmp_path)
