@@ -15,7 +15,7 @@ from megatron_ext.resilience.attempts import Attempt
 from megatron_ext.resilience.classify import Evidence, Failure, classify
 from megatron_ext.resilience.config import RestartConfig
 from megatron_ext.resilience.outcome import read_outcome
-from megatron_ext.resilience.policy import DAY, Decision, decide, room
+from megatron_ext.resilience.policy import Decision, aside, decide, room
 from megatron_ext.resilience.progress import newest_step, took_steps
 from megatron_ext.resilience.stop import stop_file
 from megatron_ext.resilience.stragglers import known
@@ -175,8 +175,8 @@ def conclude(run_dir: Path, job: "JobConfig", name: str, *, exit_code: int, aske
         decision = replace(decision, action="requeue")  # these nodes are not ours for much longer
     restarts = len(list(folder_of(run_dir, attempt).glob("event-*.json")))
     record = closed(attempt, failure, decision, step=step, restarts=restarts)
-    for aside in folder_of(run_dir, attempt).glob(".*.tmp"):
-        aside.unlink(missing_ok=True)  # what a rank was writing when it was killed
+    for half in folder_of(run_dir, attempt).glob(".*.tmp"):
+        half.unlink(missing_ok=True)  # what a rank was writing when it was killed
     if job.watch.straggler_strikes:
         slow = [found.node for found in known(run_dir, attempt=name)]
         record.suspects = list(dict.fromkeys([*record.suspects, *slow]))
@@ -200,9 +200,7 @@ def close_silent(run_dir: Path, attempt: Attempt) -> Attempt:
 
 def set_aside(run_dir: Path) -> list[str]:
     """Nodes that attempts of the last day set aside."""
-    since = time.time() - DAY
-    recent = [a for a in attempts.history(run_dir) if a.ended is not None and a.ended > since]
-    return sorted({node for a in recent for node in a.excluded})
+    return sorted(aside(attempts.history(run_dir), now=time.time()))
 
 
 def perform(run_dir: Path, job: "JobConfig", record: Attempt) -> str:

@@ -147,7 +147,7 @@ def set_aside(
     strike. The oldest entries leave first: a node comes back a day later unless it fails again.
     """
     day = _last_day(history, now)
-    known = [node for a in day for node in a.excluded]
+    known = aside(history, now=now)
     strikes = Counter(node for a in day for node in a.suspects)
     strikes.update(failure.suspects)
     if failure.name in WORKLOAD:
@@ -158,13 +158,17 @@ def set_aside(
         wanted = [node for node in failure.suspects if strikes[node] >= config.strikes]
     left = room(history, config=config, pool=pool, now=now)
     newly = [node for node in dict.fromkeys(wanted) if node not in known][:left]
-    return tuple(dict.fromkeys([*known, *newly])), tuple(newly)
+    return (*known, *newly), tuple(newly)
+
+
+def aside(history: list[Attempt], *, now: float) -> list[str]:
+    """Nodes that were set aside within the last day, in that order."""
+    return list(dict.fromkeys(node for a in _last_day(history, now) for node in a.excluded))
 
 
 def room(history: list[Attempt], *, config: RestartConfig, pool: int, now: float) -> int:
     """Nodes that may still be set aside today."""
-    known = {node for a in _last_day(history, now) for node in a.excluded}
-    return max(0, max(1, pool * config.exclude_percent // 100) - len(known))
+    return max(0, max(1, pool * config.exclude_percent // 100) - len(aside(history, now=now)))
 
 
 def _last_day(history: list[Attempt], now: float) -> list[Attempt]:
