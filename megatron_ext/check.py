@@ -8,7 +8,7 @@ from megatron_ext.devices import precision
 from megatron_ext.legal import nearest_multiples, nearest_words
 from megatron_ext.optim.schedule import check_schedules
 from megatron_ext.parallel import overlap
-from megatron_ext.train.config import check_batch, check_lengths, check_words
+from megatron_ext.train.config import check_batch, check_words
 from megatron_ext.train.phases import Phase, Plan
 
 
@@ -37,9 +37,8 @@ def check_phases(run: RunConfig, *, data_parallel_size: int = 1) -> Plan:
     Raises:
         ValueError: as ``check_run``.
     """
-    check_lengths(run.phases)
-    check_schedules(run.phases, run.optimizer)
     plan = Plan.of(run)
+    check_schedules(run.phases, run.optimizer)
     for phase in plan.phases:
         _check_phase(run, phase, data_parallel_size)
     return plan

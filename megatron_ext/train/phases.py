@@ -6,7 +6,7 @@ Imports no torch: submission, planning and pictures read the same plan as the tr
 from dataclasses import dataclass
 
 from megatron_ext.config import RunConfig
-from megatron_ext.train.config import PhaseConfig
+from megatron_ext.train.config import PhaseConfig, check_lengths
 from megatron_ext.train.state import TrainState
 
 
@@ -72,8 +72,9 @@ class Plan:
         """Resolve ``run.phases``.
 
         Raises:
-            ValueError: a length or a batch below 1, by its dotted key.
+            ValueError: no phase; a length or a batch below 1, by its dotted key.
         """
+        check_lengths(run.phases)
         phases: list[Phase] = []
         start, base = 0, run.model.rotary_base
         for index, config in enumerate(run.phases):
@@ -122,7 +123,6 @@ def _check_sizes(index: int, config: PhaseConfig, run: RunConfig) -> None:
     """Refuse lengths and batches below 1, which no arithmetic survives."""
     key = f"phases.{index}"
     sizes: dict[str, int | None] = {
-        f"{key}.tokens": config.tokens,
         f"{key}.seq_length": config.seq_length,
         f"{key}.global_batch_size": config.global_batch_size,
         "batch.seq_length": run.batch.seq_length,
