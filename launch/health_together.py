@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from launch.cluster_config import ClusterConfig
 from launch.health import MAX_CLOCK_SECONDS, leave_word
+from megatron_ext.parallel.gather import of_every_rank
 from megatron_ext.parallel.hosts import host_of_ranks
 from megatron_ext.train.callback import Callback
 
@@ -66,9 +67,8 @@ def check_together(cluster: ClusterConfig, place: torch.device) -> tuple[dict[in
     dist.barrier()
     mine = [time.time(), *_product(place), *_link(place), *_all_reduce(place)]
     here = torch.tensor(mine, dtype=torch.float64, device=place)
-    rows = [torch.empty_like(here) for _ in range(world)]
-    dist.all_gather(rows, here)
-    clocks, right, tflops, whole, link, summed, bus = torch.stack(rows).T.tolist()
+    rows = torch.stack(of_every_rank(here))
+    clocks, right, tflops, whole, link, summed, bus = rows.T.tolist()
     bad: dict[int, str] = {}
     for rank in range(world):
         offset = clocks[rank] - statistics.median(clocks)

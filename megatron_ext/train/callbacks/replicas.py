@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from megatron_ext.parallel.gather import of_every_rank
 from megatron_ext.resilience.config import WatchConfig
 from megatron_ext.train.callback import Callback, Metrics
 
@@ -45,10 +46,7 @@ def compare(trainer: "Trainer") -> None:
     group = trainer.groups.dp_cp
     if group.size() < 2:
         return
-    mine = checksum(trainer.model)
-    everyone = [torch.zeros_like(mine) for _ in range(group.size())]
-    dist.all_gather(everyone, mine, group=group)
-    sums = [int(value) for value in everyone]
+    sums = [int(value) for value in of_every_rank(checksum(trainer.model), group=group)]
     if len(set(sums)) > 1:
         usual = max(set(sums), key=sums.count)
         ranks = dist.get_process_group_ranks(group)

@@ -5,8 +5,8 @@ import statistics
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 
+from megatron_ext.parallel.gather import of_every_rank
 from megatron_ext.parallel.hosts import host_of_ranks
 from megatron_ext.resilience.config import WatchConfig
 from megatron_ext.resilience.stragglers import Judge, Straggler, forget, record
@@ -44,11 +44,7 @@ class Stragglers(Callback):
     def _gather(self, mine: float) -> list[float]:
         """``mine`` of every rank."""
         here = torch.tensor([mine], dtype=torch.float64, device=self._place)
-        everyone = [here]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            everyone = [torch.empty_like(here) for _ in range(dist.get_world_size())]
-            dist.all_gather(everyone, here)
-        return torch.cat(everyone).tolist()
+        return torch.cat(of_every_rank(here)).tolist()
 
     def before_step(self, trainer: "Trainer") -> None:
         """The step's own time begins."""
