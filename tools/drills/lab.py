@@ -88,6 +88,12 @@ class Lab:
             self._reference[steps] = (curve(run), final_state(run))
         return self._reference[steps]
 
+    def end(self, run: Run, *, steps: int = STEPS, causes: list[str] | None = None) -> list[str]:
+        """Wait until nothing of ``run`` is left, then ``check`` it."""
+        run.wait_truth("finished", "given up")
+        run.wait_gone()
+        return self.check(run, steps=steps, causes=causes)
+
     def check(self, run: Run, *, steps: int = STEPS, causes: list[str] | None = None) -> list[str]:
         """What of A to F does not hold; empty when all do."""
         wrong = []

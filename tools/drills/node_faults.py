@@ -15,9 +15,7 @@ def lose_node(node: str) -> Inject:
         run.wait_step(INTERVAL + 2 + 3 * lab.seed)
         lab.cluster.do("crash", node)
         try:
-            run.wait_truth("finished", "given up")
-            run.wait_gone()
-            wrong = lab.check(run, causes=["node"])
+            wrong = lab.end(run, causes=["node"])
             if run.attempts()[0]["excluded"] != [node]:
                 wrong.append(f"E: {node} was not set aside: {run.attempts()[0]['excluded']}")
             return wrong
@@ -37,17 +35,23 @@ def _all_idle(lab: Lab) -> None:
         time.sleep(0.2)
 
 
-def freeze(lab: Lab, name: str) -> list[str]:
-    """A node stops answering and comes back after its job has gone on elsewhere."""
-    run = lab.run(name).submit()
-    run.wait_step(INTERVAL + 2)
-    lab.cluster.do("freeze", "n1")
-    run.wait(lambda: len(run.attempts()) > 1, seconds=400, what="a second attempt")
-    lab.cluster.do("thaw", "n1")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    _all_idle(lab)
-    return lab.check(run, causes=["node"])
+def away(leaves: str, returns: str, node: str) -> Inject:
+    """A node stops answering and comes back after its job has gone on elsewhere.
+
+    ``leaves`` and ``returns``: verbs of the cluster, to freeze it or to pull its network cable.
+    """
+
+    def inject(lab: Lab, name: str) -> list[str]:
+        run = lab.run(name).submit()
+        run.wait_step(INTERVAL + 2)
+        lab.cluster.do(leaves, node)
+        run.wait(lambda: len(run.attempts()) > 1, seconds=400, what="a second attempt")
+        lab.cluster.do(returns, node)
+        wrong = lab.end(run, causes=["node"])
+        _all_idle(lab)
+        return wrong
+
+    return inject
 
 
 def flap(lab: Lab, name: str) -> list[str]:
@@ -57,25 +61,10 @@ def flap(lab: Lab, name: str) -> list[str]:
     lab.cluster.do("freeze", "n2")
     time.sleep(2)
     lab.cluster.do("thaw", "n2")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    wrong = lab.check(run)
+    wrong = lab.end(run)
     if len(run.attempts()) != 1 or run.events():
         wrong.append("E: restarted for a pause of two seconds")
     return wrong
-
-
-def cut(lab: Lab, name: str) -> list[str]:
-    """A node's network cable is pulled, and plugged in later."""
-    run = lab.run(name).submit()
-    run.wait_step(INTERVAL + 2)
-    lab.cluster.do("cut", "n2")
-    run.wait(lambda: len(run.attempts()) > 1, seconds=400, what="a second attempt")
-    lab.cluster.do("mend", "n2")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    _all_idle(lab)
-    return lab.check(run, causes=["node"])
 
 
 def prolog(lab: Lab, name: str) -> list[str]:
@@ -128,6 +117,4 @@ def drained(lab: Lab, name: str) -> list[str]:
     wrong = [] if status["truth"] == "waiting" and status["cause"] else [f"E: {status['truth']}"]
     for node in ("n2", "n3"):
         lab.cluster.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    return wrong + lab.check(run)
+    return wrong + lab.end(run)

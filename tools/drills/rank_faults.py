@@ -38,17 +38,13 @@ def watcher_killed(lab: Lab, name: str) -> list[str]:
     run = lab.run(name).submit()
     run.wait_step(INTERVAL + 2)
     os.kill(run.rank_pids("n2", 1)[0], signal.SIGKILL)
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    return lab.check(run)
+    return lab.end(run)
 
 
 def terminated(lab: Lab, name: str) -> list[str]:
     """One rank is told to end: all save the same step, and another attempt goes on."""
     run = lab.run(name, drill("term")).submit()
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    wrong = lab.check(run, causes=["stopped"])
+    wrong = lab.end(run, causes=["stopped"])
     if run.attempts()[0]["step_after"] != INTERVAL + 8:
         wrong.append(f"E: saved step {run.attempts()[0]['step_after']}")
     return wrong
@@ -114,9 +110,7 @@ def one_node(lab: Lab, name: str) -> list[str]:
     rank, step = (1 + lab.seed) % 2, INTERVAL * 3 + 2 + 3 * lab.seed
     fault = drill("nan_on_node", step=step, rank=rank, times=0)
     run = lab.run(name, fault).submit()
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    wrong = lab.check(run, causes=["suspect"])
+    wrong = lab.end(run, causes=["suspect"])
     seen = [(r["failure"], r["action"], r["excluded"]) for r in run.attempts()]
     if seen != [("suspect", "requeue", [f"n{rank + 1}"]), ("finished", "done", [])]:
         wrong.append(f"E: {seen}")
@@ -151,9 +145,7 @@ def often_with_progress(lab: Lab, name: str) -> list[str]:
     run = lab.run(
         name, f"watch.drill=[{','.join(kills)}]", "slurm.restart.in_job=2", steps=steps
     ).submit()
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    wrong = lab.check(run, steps=steps, causes=["process"])
+    wrong = lab.end(run, steps=steps, causes=["process"])
     deaths = len(run.events()) + len(run.attempts()) - 1
     return wrong + ([] if deaths == len(kills) else [f"E: {deaths} ends for {len(kills)} kills"])
 
@@ -176,9 +168,7 @@ def replica(kind: str) -> Inject:
 
     def inject(lab: Lab, name: str) -> list[str]:
         run = lab.run(name, drill(kind), "watch.replica_interval_steps=5").submit()
-        run.wait_truth("finished", "given up")
-        run.wait_gone()
-        wrong = lab.check(run)
+        wrong = lab.end(run)
         if not any("replica checksums differ" in e["headline"] for e in run.events()):
             wrong.append(f"E: {run.events()}")
         return wrong
@@ -189,6 +179,4 @@ def replica(kind: str) -> Inject:
 def torchrun(lab: Lab, name: str) -> list[str]:
     """A rank is killed under torchrun: the agents end, and the policy starts another step."""
     run = lab.run(name, drill("kill"), "cluster.launcher=torchrun").submit()
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    return lab.check(run)
+    return lab.end(run)

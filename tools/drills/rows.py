@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tools.drills.node_faults import cut, drained, flap, freeze, lemon, lose_node, prolog
+from tools.drills.node_faults import away, drained, flap, lemon, lose_node, prolog
 from tools.drills.rank_faults import (
     Inject,
     alternating,
@@ -75,8 +75,8 @@ ROWS = [
     Row("17", "batch shell killed, resumed by hand", batch_shell_killed("resume")),
     Row("17", "batch shell killed, seen from outside", batch_shell_killed("observe")),
     Row("18", "power loss of another node", lose_node("n2")),
-    Row("19", "node frozen, comes back", freeze),
-    Row("20", "network cut, mended", cut, net=True),
+    Row("19", "node frozen, comes back", away("freeze", "thaw", "n1")),
+    Row("20", "network cut, mended", away("cut", "mend", "n2"), net=True),
     Row("21", "pause of two seconds", flap),
     Row("22", "a node on which everything dies", lemon),
     Row("25", "too few nodes", drained),

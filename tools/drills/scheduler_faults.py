@@ -31,10 +31,9 @@ def preempted(partition: str) -> Inject:
             "/dev/null",
             "--wrap=sleep 15",
         ).strip()
-        run.wait_truth("finished", "given up")
-        run.wait_gone()
+        wrong = lab.end(run)
         lab.cluster.slurm("scancel", job)
-        return lab.check(run)
+        return wrong
 
     return inject
 
@@ -46,9 +45,7 @@ def time_limit(lab: Lab, name: str) -> list[str]:
     run.wait(lambda: len(run.attempts()) > 1, seconds=400, what="a second attempt")
     wrong = [] if run.attempts()[0]["failure"] == "stopped" else [f"E: {run.attempts()[0]}"]
     lab.cluster.slurm("scontrol", "update", f"JobId={run.job_id}", "TimeLimit=30")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    return wrong + lab.check(run, steps=LONG)
+    return wrong + lab.end(run, steps=LONG)
 
 
 def cancelled(lab: Lab, name: str) -> list[str]:
@@ -82,13 +79,7 @@ def _resumes(lab: Lab, run: Run, *, steps: int = STEPS) -> list[str]:
     done = run.cluster.python("launch.resume", str(run.folder))
     if done.returncode:
         return [f"launch.resume: {done.stderr}"]
-    return _ends_well(lab, run, steps=steps)
-
-
-def _ends_well(lab: Lab, run: Run, *, steps: int) -> list[str]:
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    return lab.check(run, steps=steps)
+    return lab.end(run, steps=steps)
 
 
 def controller_away(lab: Lab, name: str) -> list[str]:
@@ -98,9 +89,7 @@ def controller_away(lab: Lab, name: str) -> list[str]:
     lab.cluster.do("crash", "ctld")
     time.sleep(15)
     lab.cluster.do("boot", "ctld")
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    return lab.check(run)
+    return lab.end(run)
 
 
 def record_lost(lab: Lab, name: str) -> list[str]:
@@ -186,7 +175,7 @@ def batch_shell_killed(by: str) -> Inject:
         words = ("launch.observe", str(run.folder), "--once", "--silence=10")
         looks = lambda: run.cluster.python(*words).returncode == 1  # noqa: E731
         run.wait(looks, seconds=120, what="an action of the observer")
-        return wrong + _ends_well(lab, run, steps=MIDDLE)
+        return wrong + lab.end(run, steps=MIDDLE)
 
     return inject
 

@@ -25,9 +25,7 @@ def stopped_by_turns(lab: Lab, name: str) -> list[str]:
         run.wait(lambda: run.step() >= since + WITHIN, seconds=400, what=f"{WITHIN} steps")
     finally:
         turns.end()
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    wrong = lab.check(run, steps=STEPS)
+    wrong = lab.end(run, steps=STEPS)
     named = [(s["rank"], s["over"]) for s in _named(run.folder) if s["step"] <= since + WITHIN]
     if named[:1] != [(rank, False)]:
         wrong.append(f"E: struck at step {since}, named {_named(run.folder)}")

@@ -21,9 +21,7 @@ def torn_checkpoint(lab: Lab, name: str) -> list[str]:
     newest = run.folder / "checkpoints" / f"step_{INTERVAL * 2:08d}"
     shard = sorted(newest.glob("*.distcp"))[0]
     os.truncate(shard, shard.stat().st_size - 1)
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    wrong = lab.check(run, causes=["hang"])
+    wrong = lab.end(run, causes=["hang"])
     if "skipping broken checkpoint" not in run.log():
         wrong.append("E: nothing is said about the torn checkpoint")
     return wrong
@@ -35,9 +33,7 @@ def killed_in_save(lab: Lab, name: str) -> list[str]:
     run = lab.run(
         name, f"watch.drill=[{','.join(planned)}]", "checkpoint.asynchronous=true"
     ).submit()
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    wrong = lab.check(run, causes=["process"])
+    wrong = lab.end(run, causes=["process"])
     ends = [event["headline"] for event in run.events()]
     if ends != ["rank 1 was ended by signal 9", "rank 0 was ended by signal 9"]:
         wrong.append(f"E: {ends}")
@@ -86,9 +82,7 @@ def _full(run: Run, lab: Lab, shelf: Path) -> list[str]:
     done = run.cluster.python("launch.resume", str(run.folder))
     if done.returncode:
         return [*wrong, f"launch.resume: {done.stderr}"]
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    return wrong + lab.check(run)
+    return wrong + lab.end(run)
 
 
 def poison_record(lab: Lab, name: str) -> list[str]:
@@ -131,6 +125,4 @@ def changed_file(lab: Lab, name: str) -> list[str]:
     done = run.cluster.python("launch.resume", str(run.folder))
     if done.returncode:
         return [*wrong, f"launch.resume: {done.stderr}"]
-    run.wait_truth("finished", "given up")
-    run.wait_gone()
-    return wrong + lab.check(run, steps=STEPS)
+    return wrong + lab.end(run, steps=STEPS)
