@@ -81,15 +81,11 @@ def evaluate(
     corpora = {Path(prefix).name: IndexedCorpus(prefix, key="--data") for prefix in prefixes}
     if len(corpora) < len(prefixes):
         raise ValueError(f"--data {' '.join(prefixes)}: two domains have one name.")
-    rows = model_of(checkpoint)[0].vocab_size
+    shape = model_of(checkpoint)[0]
     for name, corpus in corpora.items():
         if corpus.num_tokens < 2:
             raise ValueError(f"--data {name} has no token to predict.")
-        if (largest := int(corpus.tokens.max())) >= rows:
-            raise ValueError(
-                f"--data {name} holds token id {largest}, and {checkpoint} has ids 0 to "
-                f"{rows - 1}: index the text with the checkpoint's own tokenizer (tools.prepare)."
-            )
+        alone.check_ids(checkpoint, shape, int(corpus.tokens.max()), what=f"--data {name}")
     with alone.loaded(checkpoint) as model:
         return {
             name: score(model, corpus, length=length, tokens=tokens)

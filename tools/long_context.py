@@ -73,17 +73,15 @@ def main(argv: list[str] | None = None) -> int:
         _trained(args.out / name, [*further(args.more, first, long=it), *args.overrides])
         for name, it in (("control", False), ("long", True))
     )
-    code = 0
     for name, stretched in (("before", first), ("control", control)):
         words = [str(stretched), "--out", str(args.out / f"beside_{name}"), "--rope", *ROPE]
         words += ["--most", str(args.most), "--beside", f"long={long}", "--data"]
         words += [f"{CORPUS}/validation/{corpus}" for corpus in LONG_TEXT]
         print(f"\n{name}, and long:", flush=True)
-        code = (
-            code
-            or subprocess.run([sys.executable, "-m", "tools.loss_by_position", *words]).returncode
-        )
-    return code
+        command = [sys.executable, "-m", "tools.loss_by_position", *words]
+        if code := subprocess.run(command).returncode:
+            return code
+    return 0
 
 
 def _trained(run_dir: Path, words: list[str]) -> Path:

@@ -124,12 +124,8 @@ def _score(
 
     shape = model_of(path)[0]
     base = shape.rotary_base
-    if (largest := max(int(piece.max()) for piece in every)) >= shape.vocab_size:
-        raise ValueError(
-            f"--data holds token id {largest}, and {path} has ids 0 to {shape.vocab_size - 1} "
-            f"(model.vocab_size={shape.vocab_size}): the text was indexed with another tokenizer; "
-            f"index it with the checkpoint's own (tools.prepare)."
-        )
+    largest = max(int(piece.max()) for piece in every)
+    alone.check_ids(path, shape, largest, what="--data")
     found = []
     with alone.loaded(path) as model:
         for one in settings:

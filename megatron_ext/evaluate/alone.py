@@ -40,6 +40,20 @@ def loaded(checkpoint: Path) -> Iterator[Any]:
             groups.stop()
 
 
+def check_ids(checkpoint: Path, model: ModelConfig, largest: int, *, what: str) -> None:
+    """Refuse text of another tokenizer: a token that the model of ``checkpoint`` has no row for.
+
+    Raises:
+        ValueError: naming ``what``, its ``largest`` id and the ids that there are.
+    """
+    if largest >= model.vocab_size:
+        raise ValueError(
+            f"{what} holds token id {largest}, and {checkpoint} has ids 0 to "
+            f"{model.vocab_size - 1} (model.vocab_size={model.vocab_size}): the text was indexed "
+            f"with another tokenizer; index it with the checkpoint's own (tools.prepare)."
+        )
+
+
 def alone(model: ModelConfig) -> RunConfig:
     """A run of one rank in fp32 that trains nothing."""
     return RunConfig(

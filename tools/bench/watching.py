@@ -126,7 +126,7 @@ def _parents(folder: Path, seconds: float) -> None:
     A run of a second is taken off one that is longer by ``seconds``: forks are no watching.
     """
 
-    def idle(stay: float) -> "list[tuple[int, float]]":
+    def idle(stay: float) -> "list[Ended]":
         def task(_watcher: "Watcher", _port: int) -> int:
             time.sleep(stay)
             return 0
